@@ -1,0 +1,220 @@
+"""The images: where they come from, how they are augmented, how they reach the network.
+
+Images are uint8 tensors (N, 32, 32, 3) in memory throughout. The training images are
+augmented in the workers and travel as uint8; the network itself normalises them.
+"""
+
+import os
+import random
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or its import asks the network
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from sklearn import datasets
+from sklearn.model_selection import train_test_split
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.datasets import CIFAR10, ImageFolder
+from tqdm import tqdm
+
+from utils import UserError
+
+SIDE = 32  # pixels
+
+
+def augmentation(mean, flip=True):
+    """The assignment's three, for uint8 images; `mean` (0 to 1) fills the hole.
+
+    How often each strikes is what matters in a short training, for a network this small
+    underfits: a stronger mix costs more accuracy than it brings.
+    """
+    fill = tuple(round(255 * value) for value in mean)  # on the scale of the image
+    with warnings.catch_warnings():  # it recommends Affine; the assignment names this
+        warnings.filterwarnings(
+            "ignore", "ShiftScaleRotate is a special case of Affine"
+        )
+        moves = A.ShiftScaleRotate(
+            shift_limit=0.0625,
+            scale_limit=0.1,
+            rotate_limit=10,
+            border_mode=cv2.BORDER_REFLECT_101,
+            p=0.5,
+        )
+    hole = A.CoarseDropout(
+        num_holes_range=(1, 1),
+        hole_height_range=(16, 16),
+        hole_width_range=(16, 16),
+        fill=fill,
+        p=0.3,
+    )
+    return A.Compose([A.HorizontalFlip(p=0.5 * flip), moves, hole], strict=True)
+
+
+def load_cifar10(data_dir, train):
+    """torchvision's CIFAR-10, downloaded where it is missing, its digests checked."""
+    try:
+        data = CIFAR10(data_dir, train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"no CIFAR-10 in {data_dir} and no download ({error}): put "
+            f"{CIFAR10.filename} there, or take --dataset folder or --dataset digits"
+        )
+    return data.data, data.targets, data.classes
+
+
+def load_folder(data_dir, train):
+    """Images in <data_dir>/train/<class>/ and <data_dir>/test/<class>/."""
+    folder = os.path.join(data_dir, "train" if train else "test")
+    try:
+        files = ImageFolder(folder)
+    except OSError as error:
+        raise UserError(f"no images in {folder}: {error}")
+    if len(files.classes) < 2:
+        raise UserError(f"{folder} holds one class; a classifier needs two or more")
+    with ThreadPoolExecutor() as pool:
+        images = pool.map(read_image, [path for path, _ in files.samples])
+        progress = tqdm(images, folder, len(files), unit=" images", disable=None)
+        return np.stack(list(progress)), files.targets, files.classes
+
+
+def read_image(path):
+    """An image file as uint8 (32, 32, 3); UserError where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            if image.size != (SIDE, SIDE):
+                image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            return np.asarray(image)
+    except Exception as error:  # noqa: BLE001 - decoders raise many types
+        raise UserError(f"{path} cannot be read as an image: {error}")
+
+
+def load_digits(data_dir, train):
+    """scikit-learn's handwritten digits, grown from 8x8: 1,437 to train on, 360 to test."""
+    digits = datasets.load_digits()
+    images = np.stack(
+        [
+            cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+            for image in digits.images
+        ]
+    )
+    images = np.clip(images * (255 / 16), 0, 255).round().astype(np.uint8)
+    images = np.repeat(images[..., None], 3, axis=-1)
+    parts = train_test_split(
+        images, digits.target, test_size=360, stratify=digits.target, random_state=0
+    )
+    names = [str(name) for name in digits.target_names]
+    return parts[0 if train else 1], parts[2 if train else 3], names
+
+
+DATASETS = {"cifar10": load_cifar10, "folder": load_folder, "digits": load_digits}
+
+
+def load(dataset, data_dir, train):
+    """The training or the test part of a data set.
+
+    Returns uint8 images (N, 32, 32, 3), int64 labels (N,), and the names of the classes.
+    Raises UserError where it cannot be had.
+    """
+    images, labels, classes = DATASETS[dataset](data_dir, train)
+    return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64), classes
+
+
+def load_splits(dataset, data_dir, val_size=0):
+    """The splits "train", "test" and, of `val_size` training images, "val".
+
+    Returns {name: (images, labels)} and the names of the classes, all as from `load`.
+    The held-out images are the same for every seed, so that runs can be compared.
+    """
+    images, labels, classes = load(dataset, data_dir, train=True)
+    *test, test_classes = load(dataset, data_dir, train=False)
+    if differing := sorted(set(classes) ^ set(test_classes)):
+        raise UserError(f"classes not in both train and test: {', '.join(differing)}")
+    splits = {"train": (images, labels), "test": tuple(test)}
+    if val_size:
+        try:
+            kept, held_out = train_test_split(
+                range(len(labels)), test_size=val_size, stratify=labels, random_state=0
+            )
+        except ValueError as error:
+            raise UserError(f"--val-size {val_size} is impossible: {error}")
+        splits["train"] = images[kept], labels[kept]
+        splits["val"] = images[held_out], labels[held_out]
+    return splits, classes
+
+
+def mean_and_std(images):
+    """The mean and standard deviation of each channel, pixels taken as 0 to 1."""
+    values = np.arange(256) / 255
+    counts = [
+        np.bincount(channel, minlength=256)
+        for channel in images.reshape(-1, 3).numpy().T
+    ]
+    means = [float(np.average(values, weights=count)) for count in counts]
+    variances = [
+        float(np.average((values - mean) ** 2, weights=count))
+        for mean, count in zip(means, counts)
+    ]
+    return means, [variance**0.5 for variance in variances]
+
+
+class AugmentedImages(Dataset):
+    """Batches of augmented images: key (epoch, indices) to uint8 (N, 3, 32, 32), labels.
+
+    What is drawn for an image depends on (seed, epoch, index) alone, so it is the same
+    for any number of workers, and never the same twice. (The library's own generators
+    are copied into every worker and start over with every epoch.)
+    """
+
+    def __init__(self, images, labels, transform, seed):
+        self.images, self.labels = images, labels
+        self.transform, self.seed = transform, seed
+
+    def __getitem__(self, key):
+        epoch, indices = key
+        images = [self.augment(epoch, index) for index in indices]
+        batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return batch, self.labels[indices]
+
+    def augment(self, epoch, index):
+        """One augmented image, (32, 32, 3)."""
+        generator = np.random.default_rng((self.seed, epoch, index))
+        python = random.Random(int(generator.integers(2**63)))
+        self.transform.set_random_state(generator, python)
+        return self.transform(image=self.images[index].numpy())["image"]
+
+
+class Batches(Sampler):
+    """The keys of an epoch's batches, shuffled; images short of a batch are left out."""
+
+    def __init__(self, length, batch_size, seed):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.epoch = 0
+
+    def __len__(self):
+        return self.length // self.batch_size
+
+    def __iter__(self):
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
+        for batch in (
+            order[: len(self) * self.batch_size].reshape(len(self), -1).tolist()
+        ):
+            yield self.epoch, batch
+
+
+def training_loader(images, batch_size, seed, workers, pin_memory):
+    """A loader of `AugmentedImages`; set `loader.sampler.epoch` before each epoch."""
+    return DataLoader(
+        images,
+        sampler=Batches(len(images.labels), batch_size, seed),
+        batch_size=None,  # the sampler's keys are batches already
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # the workers' number leaves torch's own alone
+    )

@@ -1,0 +1,67 @@
+"""What the tests share: the scripts called as a user does, and small data sets."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import utils
+
+
+@pytest.fixture
+def call(capsys, monkeypatch, tmp_path):
+    """Calls a script's main in an empty folder: (status, standard output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(main, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            utils.run(lambda: main([str(argument) for argument in arguments]))
+        output = capsys.readouterr()
+        return exit_info.value.code or 0, output.out, output.err
+
+    return call
+
+
+@pytest.fixture
+def fails(call):
+    """Calls a script that must end in status 2, one line of error and no new file."""
+
+    def fails(main, *arguments):
+        before = set(Path.cwd().rglob("*"))
+        status, _, errors = call(main, *arguments)
+        assert status == 2
+        assert errors.count("\n") == 1
+        assert errors.endswith("\n")
+        assert "Traceback" not in errors
+        assert set(Path.cwd().rglob("*")) == before
+        return errors
+
+    return fails
+
+
+def draw_class(label, generator):
+    """A 32x32 image that a network tells from other labels' within an epoch or two."""
+    image = generator.integers(0, 80, (32, 32, 3), dtype=np.uint8)
+    image[8 * (label % 4) : 8 * (label % 4) + 8, :, label % 3] += 150
+    return image
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """train/ and test/ with two classes, a name with a space and an accent among them."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    for part, count in (("train", 48), ("test", 16)):
+        for label, name in enumerate(["chat gâté", "dog"]):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                suffix = ("png", "jpg")[number % 2]
+                image = Image.fromarray(draw_class(label, generator))
+                image.save(folder / part / name / f"{number:03}.{suffix}")
+    return folder
