@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
-from utils import UserError
+from utils import UserError, plot_images
 
 SIDE = 32  # pixels
 
@@ -187,6 +187,15 @@ class AugmentedImages(Dataset):
         python = random.Random(int(generator.integers(2**63)))
         self.transform.set_random_state(generator, python)
         return self.transform(image=self.images[index].numpy())["image"]
+
+    def save_samples(self, classes, path):
+        """A picture of what the network sees: ten originals above augmented versions."""
+        picked = torch.linspace(0, len(self.labels) - 1, 10).int().tolist()
+        images = [*self.images[picked]]
+        for epoch in (1, 2, 3):
+            images += [self.augment(epoch, index) for index in picked]
+        titles = [classes[self.labels[index]] for index in picked] + [""] * 30
+        plot_images(images, titles, 10, path, "Originals, and what the network sees")
 
 
 class Batches(Sampler):

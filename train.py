@@ -46,7 +46,7 @@ def parse_arguments(argv):
         type=natural,
         default=0,
         metavar="N",
-        help="training images held out to choose the best epoch on; 0: the test set chooses",
+        help="training images that choose the best epoch; 0: the test images do",
     )
     add("-j", "--workers", type=natural, default=1, help="processes that augment")
 
@@ -57,17 +57,12 @@ def parse_arguments(argv):
     add("-b", "--batch-size", type=positive, default=128, help="images a step")
     add("--lr", type=number(float, 0), default=0.3, help="highest learning rate")
     add("--weight-decay", type=number(float, 0), default=5e-4, help="of all but norms")
-    add(
-        "--label-smoothing",
-        type=share,
-        default=0.1,
-        help="share spread over all classes",
-    )
+    add("--label-smoothing", type=share, default=0.1, help="share of other classes")
     add(
         "--ema",
         type=share,
         default=0.02,
-        help="part of the training that the averaged weights reach back over",
+        help="share of the steps weights average over",
     )
     add("--seed", type=natural, default=0, help="of weights, order and augmentation")
 
@@ -86,7 +81,7 @@ def parse_arguments(argv):
     add(
         "--dry-run",
         action="store_true",
-        help="one batch, to see that all works; writes nothing",
+        help="try one batch and write nothing",
     )
     return parser.parse_args(argv)
 
@@ -156,11 +151,11 @@ def main(argv=None):
 
     # Images. Of these data sets, the digits alone are something else in the mirror.
     splits, classes = load_splits(args.dataset, args.data_dir, args.val_size)
-    if args.dry_run:
-        args.epochs = 1
-        splits = {name: (i[:128], k[:128]) for name, (i, k) in splits.items()}
     if args.batch_size > (count := len(splits["train"][1])):
         raise UserError(f"--batch-size {args.batch_size}: there are {count} images")
+    if args.dry_run:
+        args.epochs, some = 1, slice(args.batch_size)
+        splits = {name: (i[some], k[some]) for name, (i, k) in splits.items()}
     chooser = "val" if args.val_size else "test"  # of the best epoch
     mean, std = mean_and_std(splits["train"][0])
     transform = augmentation(mean, flip=args.dataset != "digits")
@@ -194,7 +189,7 @@ def main(argv=None):
 
     print_header(args, rules, splits, device, dtype, compiled)
     if not args.dry_run:
-        save_augmented(data, classes, out / "augmented.png")
+        data.save_samples(classes, out / "augmented.png")
     history, best = [], None
     try:
         for epoch in range(1, args.epochs + 1):
@@ -252,20 +247,19 @@ def main(argv=None):
         print("nothing was written")
         return 0 if history else 130
     utils.plot_curves(history, chooser, out / "curves.png")
-    for name, path, row in (
-        ("best", best_path, best),
-        ("last", last_path, history[-1]),
-    ):
-        print(f"{name} epoch {row['epoch']}: ", end="")
-        print(f"{chooser} accuracy {row[f'{chooser}_accuracy']:.2%} in {path}")
-    if chooser != "test":
-        restored = restore(utils.load_checkpoint(best_path)).to(device)
-        images, labels = splits["test"]
-        _, accuracy = loss_and_accuracy(
-            predict(restored, images, device, dtype), labels
-        )
+    ends = {"best": (best, best_path), "last": (history[-1], last_path)}
+    for name, (row, path) in ends.items():
+        accuracy = row[f"{chooser}_accuracy"]
         print(
-            f"best epoch on the test set, used for nothing until here: {accuracy:.2%}"
+            f"{name} epoch {row['epoch']}: {chooser} accuracy {accuracy:.2%} in {path}"
+        )
+    if args.val_size:
+        images, labels = splits["test"]
+        chosen = restore(utils.load_checkpoint(best_path)).to(device)
+        logits = predict(chosen, images, device, dtype)
+        _, accuracy = loss_and_accuracy(logits, labels)
+        print(
+            f"test accuracy of the best epoch, seen by nothing before: {accuracy:.2%}"
         )
     return 0 if len(history) == args.epochs else 130
 
@@ -301,16 +295,6 @@ def print_epoch(row, epochs, chooser, is_best):
         f"{'  best' if is_best else ''}",
         flush=True,
     )
-
-
-def save_augmented(data, classes, path):
-    """A picture of what the network sees: originals above augmented versions."""
-    picked = torch.linspace(0, len(data.labels) - 1, 10).int().tolist()
-    images = [*data.images[picked]]
-    for epoch in (1, 2, 3):
-        images += [data.augment(epoch, index) for index in picked]
-    titles = [classes[data.labels[index]] for index in picked] + [""] * 30
-    utils.plot_images(images, titles, 10, path, "Originals, and what the network sees")
 
 
 if __name__ == "__main__":

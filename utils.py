@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import math
 import os
 import sys
 import tempfile
@@ -22,7 +23,12 @@ class UserError(Exception):
 def run(main):
     """Run a script's `main` and exit with its status; 2 and one line on a `UserError`."""
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+        sys.exit(status)
+    except BrokenPipeError:  # of `... | head`; the flush at exit must not fail as well
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         message = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
@@ -43,17 +49,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (--help shows the options)\n")
 
 
-def number(kind, low, high=float("inf")):
-    """An argparse type: an int or float from `low` to `high`."""
+def number(kind, low, high=math.inf):
+    """An argparse type: a finite int or float from `low` to `high`."""
 
     def parse(text):
         value = kind(text)
-        if not low <= value <= high:
-            span = f"{low} or more" if high == float("inf") else f"{low} to {high}"
+        if not (low <= value <= high and math.isfinite(value)):
+            span = f"{low} or more" if high == math.inf else f"{low} to {high}"
             raise argparse.ArgumentTypeError(f"{text} is not {span}")
         return value
 
-    parse.__name__ = kind.__name__  # argparse names it where `kind` fails
+    parse.__name__ = kind.__name__  # how argparse calls it where `kind` fails
     return parse
 
 
@@ -73,16 +79,16 @@ def write_file(path, data):
 
 
 def check_writable(*paths):
-    """Raise UserError now for a file that could not be written when it is needed."""
+    """Raise UserError now for a file that could not be written when it is due."""
     for path in map(Path, paths):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
-                pass
-        except OSError as error:
-            raise UserError(f"cannot write in {path.parent}: {error.strerror}")
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}")
 
 
 def write_csv(path, rows):

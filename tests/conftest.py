@@ -1,5 +1,6 @@
 """What the tests share: the scripts called as a user does, and small data sets."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,17 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import utils
+
+
+def run_script(folder, *command):
+    """Run Python in a folder, in a process of its own, and wait for it."""
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture

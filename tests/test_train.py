@@ -1,0 +1,327 @@
+"""Training and evaluation through the commands, on the digits and small folders."""
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+
+import evaluate
+import train
+import utils
+from dataset import load
+from model import build, restore
+from utils import load_checkpoint, save_checkpoint
+
+QUICK = ["--dataset", "digits", "--epochs", "2", "-j", "0"]
+
+
+def flat(checkpoint):
+    return torch.cat([w.double().ravel() for w in checkpoint["weights"].values()])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with what a training on the digits leaves, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = ["--dataset", "digits", "--epochs", "8"]
+    result = run_script(folder, ROOT / "train.py", *options)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return folder, result.stdout
+
+
+def test_training_learns_and_says_what_it_does(trained):
+    _, output = trained
+    for word in ("192,176 parameters", "receptive field 55", "1,437 train", "360 test"):
+        assert word in output
+    for word in (torch.__version__, "seed 0", "cpu", "chosen on the test images"):
+        assert word in output
+    lines = [line for line in output.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 8
+    accuracies = [float(re.findall(r"([\d.]+)%", line)[1]) for line in lines]
+    assert max(accuracies) > 95
+    best = 0
+    for line, accuracy in zip(lines, accuracies):
+        assert line.endswith("best") == (accuracy > best)
+        best = max(best, accuracy)
+    assert f"test accuracy {max(accuracies):.2f}% in best.pt" in output
+    assert f"test accuracy {accuracies[-1]:.2f}% in last.pt" in output
+
+
+def test_training_leaves_its_files(trained):
+    folder, output = trained
+    with open(folder / "results" / "history.csv") as file:
+        history = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in history] == list(range(1, 9))
+    for row in history:
+        assert f"test {float(row['test_loss']):.4f}" in output
+    for name in ("curves.png", "augmented.png"):
+        assert (folder / "results" / name).read_bytes().startswith(b"\x89PNG")
+    checkpoint = torch.load(folder / "best.pt", weights_only=True)
+    best = max(history, key=lambda row: float(row["test_accuracy"]))
+    assert checkpoint["epoch"] == int(best["epoch"])
+    assert checkpoint["accuracy"] == float(best["test_accuracy"])
+    assert checkpoint["args"]["dataset"] == "digits"
+    assert len(checkpoint["net"]["mean"]) == len(checkpoint["net"]["std"]) == 3
+    assert torch.load(folder / "last.pt", weights_only=True)["epoch"] == 8
+    left = {path.name for path in folder.rglob("*")}
+    pictures = {"history.csv", "curves.png", "augmented.png"}
+    assert left == {"best.pt", "last.pt", "results"} | pictures
+
+
+def test_evaluation_reports_the_same_figures(trained, call):
+    folder, _ = trained
+    status, output, _ = call(
+        evaluate.main, "--ckpt", folder / "best.pt", "--json", "figures.json"
+    )
+    checkpoint = load_checkpoint(folder / "best.pt")
+    with open("figures.json") as file:
+        figures = json.load(file)
+    assert status == 0
+    assert figures["accuracy"] == checkpoint["accuracy"]
+    assert f"Test accuracy {checkpoint['accuracy']:.2%}" in output
+    matrix = torch.tensor(figures["confusion_matrix"])
+    assert matrix.sum() == 360
+    assert matrix.trace() / 360 == pytest.approx(checkpoint["accuracy"])
+    assert figures["report"]["accuracy"] == pytest.approx(checkpoint["accuracy"])
+    for word in ("precision", "macro avg", "Confusion matrix", "test accuracy of 85 %"):
+        assert word in output
+    for name in ("confusion_matrix.png", "misclassified.png"):
+        with open(os.path.join("results", name), "rb") as file:
+            assert file.read(4) == b"\x89PNG"
+
+
+def test_evaluation_agrees_with_a_plain_loop(trained):
+    folder, _ = trained
+    checkpoint = load_checkpoint(folder / "best.pt")
+    net = restore(checkpoint).eval()
+    images, labels, _ = load("digits", None, train=False)
+    right, loss = 0, 0.0
+    with torch.no_grad():
+        for image, label in zip(images, labels):
+            logits = net(image.permute(2, 0, 1)[None].float())[0]
+            right += int(logits.argmax() == label)
+            loss -= math.log(logits.softmax(0)[label])
+    logits = evaluate.predict(net, images, torch.device("cpu"), torch.float32, 77)
+    mean_loss, accuracy = evaluate.loss_and_accuracy(logits, labels)
+    assert accuracy == right / 360
+    assert mean_loss == pytest.approx(loss / 360, rel=1e-4)
+
+
+def test_same_seed_same_files_for_any_number_of_workers(call):
+    for run, options in enumerate((["-j", 0], ["-j", 2], ["-j", 0, "--seed", 1])):
+        out = ["--ckpt", f"{run}/best.pt", "--out", str(run)]
+        assert call(train.main, *QUICK, *out, *options)[0] == 0
+    first, workers, other = (
+        flat(load_checkpoint(f"{run}/last.pt")) for run in range(3)
+    )
+    assert torch.equal(first, workers)
+    assert not torch.equal(first, other)
+
+
+def test_validation_chooses_without_the_test_set(call, monkeypatch):
+    seen = []
+
+    def predict(net, images, *rest):
+        seen.append(len(images))
+        return evaluate.predict(net, images, *rest)
+
+    monkeypatch.setattr(train, "predict", predict)
+    status, output, _ = call(train.main, *QUICK, "--val-size", 200)
+    assert status == 0
+    assert seen == [200, 200, 360]  # the test images once, after the last epoch
+    assert "1,237 train, 360 test, 200 val" in output
+    assert "chosen on the held-out images" in output
+    assert "seen by nothing before" in output
+    assert load_checkpoint("best.pt")["chosen_on"] == "val"
+
+
+def test_dry_run_writes_nothing(call, tmp_path):
+    status, output, _ = call(train.main, *QUICK, "--dry-run")
+    assert status == 0
+    assert "epoch 1/1" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_of_other_classes(call, image_folder):
+    options = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
+    status, output, _ = call(train.main, *options, "--epochs", 4)
+    assert status == 0
+    status, output, _ = call(evaluate.main)
+    assert status == 0
+    assert "chat gâté" in output
+    assert "Test accuracy 100.00%" in output
+
+
+def test_recipe():
+    net = build("residual", "dilated", "batch", None)
+    decayed, free = train.make_optimizer(net, 0.1, 5e-4).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0)
+    assert decayed["nesterov"]
+    named = {id(weight): name for name, weight in net.named_parameters()}
+    assert all("norm" in named[id(weight)] for weight in free["params"])
+    assert not any("norm" in named[id(weight)] for weight in decayed["params"])
+    assert len(decayed["params"]) + len(free["params"]) == len(named)
+
+
+def test_learning_rate_rises_for_a_quarter_and_falls_to_nothing(call):
+    call(train.main, *QUICK, "--epochs", 8, "--lr", 0.2)
+    with open("results/history.csv") as file:
+        rates = [float(row["lr"]) for row in csv.DictReader(file)]
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[2] == max(rates) == pytest.approx(0.2, rel=0.01)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] < 0.02
+
+
+def test_interruption_keeps_the_finished_epochs(tmp_path):
+    command = [sys.executable, "-u", ROOT / "train.py", "--dataset", "digits"]
+    process = subprocess.Popen(
+        [*command, "--epochs", "500", "-j", "1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in process.stdout:
+        if line.startswith("epoch   2/500"):
+            break
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, the workers included
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == ""
+    assert re.search(r"interrupted: (\d+) of 500 epochs were finished", output)
+    with open(tmp_path / "results" / "history.csv") as file:
+        epochs = len(list(csv.DictReader(file)))
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == epochs >= 2
+    assert (tmp_path / "results" / "curves.png").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_compiled_weights_keep_their_names(call, monkeypatch):
+    if not train.can_compile(torch.device("cpu")):
+        pytest.skip("torch.compile finds no compiler here")
+    monkeypatch.setattr(train, "COMPILE_FROM", 0)
+    status, output, _ = call(train.main, *QUICK, "--epochs", 1)
+    assert status == 0
+    assert "float32, compiled" in output or "bfloat16, compiled" in output
+    names = restore(load_checkpoint("last.pt")).state_dict().keys()
+    assert not any("_orig_mod" in name for name in names)
+
+
+def test_without_a_compiler_training_goes_on(call, monkeypatch):
+    def missing(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    monkeypatch.setattr(train, "COMPILE_FROM", 0)
+    status, output, _ = call(train.main, *QUICK, "--epochs", 1)
+    assert status == 0
+    assert "not compiled" in output
+
+
+def test_precision_is_a_choice(call, monkeypatch):
+    units = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    cpu = torch.device("cpu")
+    assert utils.pick_precision(cpu, "auto") == torch.bfloat16
+    assert utils.pick_precision(cpu, "off") == torch.float32
+    units.clear()
+    assert utils.pick_precision(cpu, "auto") == torch.float32
+    assert utils.pick_precision(torch.device("mps"), "auto") == torch.float32
+    _, output, _ = call(train.main, *QUICK, "--dry-run")
+    assert "float32" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "1 or more"),
+        (["--epochs", "many"], "invalid int value"),
+        (["-b", "0"], "1 or more"),
+        (["-b", "2000"], "1437 images"),
+        (["--lr", "-1"], "0 or more"),
+        (["--lr", "nan"], "0 or more"),
+        (["--label-smoothing", "2"], "0 to 1"),
+        (["--dropout", "1.5"], "0 to 1"),
+        (["-j", "-1"], "0 or more"),
+        (["--val-size", "1437"], "--val-size"),
+        (["--dataset", "imagenet"], "cifar10"),
+        (["--arch", "resnet"], "reference"),
+        (["--ckpt", "last.pt"], "last.pt"),
+        (["--ckpt", "."], "folder"),
+        (["--speed", "3"], "unrecognized"),
+    ],
+)
+def test_impossible_options(fails, options, message):
+    assert message in fails(train.main, "--dataset", "digits", "-j", "0", *options)
+
+
+def test_missing_device(fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no cuda device" in fails(train.main, *QUICK, "--device", "cuda")
+    assert "no cuda device" in fails(evaluate.main, "--device", "cuda")
+
+
+def test_output_that_cannot_be_written(fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    for option in ("--out", "--ckpt"):
+        path = "file/below/best.pt"
+        assert "cannot write" in fails(train.main, *QUICK, option, path)
+
+
+def test_unusable_checkpoints(fails, trained, tmp_path):
+    folder, _ = trained
+    assert "no checkpoint nothing.pt" in fails(evaluate.main, "--ckpt", "nothing.pt")
+    broken = tmp_path / "broken.pt"
+    whole = (folder / "best.pt").read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2], whole[:-1]):
+        broken.write_bytes(content)
+        assert "broken.pt" in fails(evaluate.main, "--ckpt", broken)
+    torch.save([1, 2], broken)
+    assert "not a checkpoint of this version" in fails(evaluate.main, "--ckpt", broken)
+    checkpoint = load_checkpoint(folder / "best.pt")
+    save_checkpoint(broken, {**checkpoint, "weights": {}})
+    assert "cannot be built" in fails(evaluate.main, "--ckpt", broken)
+    assert "cannot read" in fails(evaluate.main, "--ckpt", tmp_path)
+
+
+def test_checkpoint_of_other_classes(fails, trained, image_folder):
+    folder, _ = trained
+    data = ["--dataset", "folder", "--data-dir", image_folder]
+    assert "dog" in fails(evaluate.main, "--ckpt", folder / "best.pt", *data)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    utils.write_file(path, b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(utils.UserError, match="No space left"):
+        utils.write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    monkeypatch.undo()
+    utils.write_file(path, b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_scripts_report_errors_in_one_line(tmp_path):
+    result = run_script(tmp_path, ROOT / "evaluate.py", "--ckpt", "none.pt")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("evaluate.py: error: no checkpoint none.pt")
+    assert result.stderr.count("\n") == 1
