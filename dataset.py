@@ -192,9 +192,10 @@ class AugmentedImages(Dataset):
         """A picture of what the network sees: ten originals above augmented versions."""
         picked = torch.linspace(0, len(self.labels) - 1, 10).int().tolist()
         images = [*self.images[picked]]
+        titles = [classes[self.labels[index]] for index in picked]
         for epoch in (1, 2, 3):
             images += [self.augment(epoch, index) for index in picked]
-        titles = [classes[self.labels[index]] for index in picked] + [""] * 30
+            titles += [f"in epoch {epoch}"] * len(picked)
         plot_images(images, titles, 10, path, "Originals, and what the network sees")
 
 

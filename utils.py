@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 FORMAT = 1  # of checkpoints; one of another number is refused
 
@@ -188,6 +189,11 @@ def plot_curves(history, split, path):
         label = f"best epoch, {best['epoch']}: {value:.2f}" + " %" * (scale == 100)
         axes.plot(best["epoch"], value, "k*", markersize=12, label=label)
         axes.set(xlabel="epoch", ylabel=name + " (%)" * (scale == 100))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if (
+            name == "loss"
+        ):  # those tested first can be large, and would flatten the rest
+            axes.set_ylim(0, 1.3 * max(row["train_loss"] for row in history))
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, path)
@@ -196,7 +202,9 @@ def plot_curves(history, split, path):
 def plot_images(images, titles, columns, path, heading):
     """A grid of uint8 images (H, W, 3), each under its title."""
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.9 * rows + 0.5), layout="constrained")
+    lines = 1 + max(title.count("\n") for title in titles)
+    height = (1.5 + 0.2 * lines) * rows + 0.4  # inches
+    figure = Figure(figsize=(1.5 * columns, height), layout="constrained")
     figure.suptitle(heading)
     for axes in (grid := figure.subplots(rows, columns, squeeze=False).ravel()):
         axes.axis("off")
