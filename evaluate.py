@@ -6,6 +6,7 @@ The data set and the network come from the checkpoint. Prints accuracy, classifi
 report, confusion matrix and the assignment's rules; leaves two pictures in results/.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def plot_mistakes(images, labels, probabilities, classes, path, count=30):
         for i in wrong
     ]
     heading = "The most confident mistakes: actual → predicted, probability"
+    heading = heading if len(wrong) else "No mistakes"
     plot_images(images[wrong], titles, 6, path, heading)
 
 
@@ -93,22 +95,29 @@ def main(argv=None):
     logits = predict(net, images, device, dtype)
     loss, accuracy = loss_and_accuracy(logits, labels)
     predicted = logits.argmax(1)
-    matrix = confusion_matrix(labels, predicted, labels=range(len(classes)))
-    report = {
-        "target_names": classes,
-        "labels": range(len(classes)),
-        "zero_division": 0,
-    }
+    numbers = range(len(classes))
+    matrix = confusion_matrix(labels, predicted, labels=numbers)
+    report = functools.partial(
+        classification_report,
+        labels,
+        predicted,
+        labels=numbers,
+        target_names=classes,
+        zero_division=0,
+    )
     rules = checklist(net, accuracy)
 
+    chosen = {"val": "held-out", "test": "test"}[checkpoint["chosen_on"]]
     print(
-        f"{args.ckpt}: {trained['arch']}, {trained['downsample']}, {trained['norm']} norm,"
+        f"{args.ckpt}: {trained['arch']}, {trained['downsample']}, {trained['norm']} "
+        f"norm; epoch {checkpoint['epoch']} of {trained['epochs']}, seed "
+        f"{trained['seed']}; its best epoch is chosen on the {chosen} images\n"
+        f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, on the {len(labels):,} "
+        f"images of {dataset}\n\n{report(digits=4)}\n"
+        f"Confusion matrix (rows: actual, columns: predicted)\n"
     )
-    print(f"epoch {checkpoint['epoch']} of {trained['epochs']}, on {dataset}")
-    print(f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, {len(labels):,} images\n")
-    print(classification_report(labels, predicted, digits=4, **report))
-    print("Confusion matrix (rows: actual, columns: predicted)\n")
     width = max(map(len, classes))
+    print(" " * width, *(f"{name[:5]:>5}" for name in classes))
     for name, row in zip(classes, matrix):
         print(f"{name:>{width}}", *(f"{count:>5}" for count in row))
     print_checklist(rules)
@@ -125,13 +134,8 @@ def main(argv=None):
             "loss": loss,
             "classes": classes,
             "confusion_matrix": matrix.tolist(),
-            "report": classification_report(
-                labels, predicted, output_dict=True, **report
-            ),
-            "rules": [
-                {"rule": rule, "figure": figure, "passed": passed}
-                for rule, figure, passed in rules
-            ],
+            "report": report(output_dict=True),
+            "rules": [dict(zip(("rule", "figure", "passed"), rule)) for rule in rules],
         }
         write_file(args.json, json.dumps(figures, indent=2).encode())
 

@@ -22,7 +22,6 @@ from utils import Parser, UserError, number, run
 
 CLASSES = "classes"  # as a row's channels: as many as the data set has
 
-
 # One layer, named block.layer: the assignment's C1 is the block c1, and so on. Kinds:
 # plain (a convolution), residual (a convolution added to its own input), separable (a
 # depthwise convolution, then a 1x1), maxpool and gap (global average pooling), which keep
@@ -200,6 +199,16 @@ class Axis(NamedTuple):
     first: int = 0
     last: int = 0
 
+    @property
+    def field(self):
+        """The receptive field, in pixels."""
+        return self.last - self.first + 1
+
+    @property
+    def start(self):
+        """The start offset: where the receptive field of unit 0 is centred."""
+        return (self.first + self.last) / 2
+
     def slide(self, size, kernel, stride, padding, dilation):
         """The axis after a convolution or pool with this window."""
         first = self.first - padding * self.jump
@@ -227,7 +236,7 @@ class Op(NamedTuple):
     @property
     def receptive_field(self):
         """In pixels, the larger of height's and width's."""
-        return max(axis.last - axis.first + 1 for axis in self.axes)
+        return max(axis.field for axis in self.axes)
 
     @property
     def macs(self):

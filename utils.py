@@ -201,15 +201,15 @@ def plot_curves(history, split, path):
 
 def plot_images(images, titles, columns, path, heading):
     """A grid of uint8 images (H, W, 3), each under its title."""
-    rows = -(-len(images) // columns)
-    lines = 1 + max(title.count("\n") for title in titles)
+    rows = max(1, math.ceil(len(images) / columns))
+    lines = 1 + max((title.count("\n") for title in titles), default=0)
     height = (1.5 + 0.2 * lines) * rows + 0.4  # inches
     figure = Figure(figsize=(1.5 * columns, height), layout="constrained")
     figure.suptitle(heading)
     for axes in (grid := figure.subplots(rows, columns, squeeze=False).ravel()):
         axes.axis("off")
     for axes, image, title in zip(grid, images, titles):
-        axes.imshow(image)
+        axes.imshow(np.asarray(image))
         axes.set_title(title, fontsize=9)
     save_figure(figure, path)
 

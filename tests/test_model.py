@@ -26,6 +26,10 @@ def test_reference_has_the_published_figures():
     assert sum(weight.numel() for weight in net.parameters()) == 98_779
     assert [*fields(net).values()][:10] == [3, 7, 7, 11, 19, 19, 27, 43, 43, 51]
     assert fields(net)["o.gap"] == 71
+    # Odd kernels, padded by what they reach out, stay centred: unit 0 looks at pixel 0.
+    # The last shrinking layer is padded by one unit, 4 pixels, less than it reaches out.
+    starts = [op.axes[0].start for op in trace(net) if op.row in ("c2.down", "c3.down")]
+    assert starts[-1] == starts[0] + 4 == 4
     assert {m.p for m in net.modules() if isinstance(m, nn.Dropout)} == {0.05}
     assert not any(
         "bias" in name for name, _ in net.named_parameters() if "norm" not in name
