@@ -186,7 +186,7 @@ def test_learning_rate_rises_and_falls_to_nothing(call):
 def test_interruption_keeps_the_finished_epochs(tmp_path):
     command = [sys.executable, "-u", ROOT / "train.py", "--dataset", "digits"]
     process = subprocess.Popen(
-        [*command, "--epochs", "300", "-j", "1"],
+        [*command, "--epochs", "100", "-j", "1"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -194,14 +194,14 @@ def test_interruption_keeps_the_finished_epochs(tmp_path):
         start_new_session=True,
     )
     for line in process.stdout:
-        if line.startswith("epoch   2/300"):
+        if line.startswith("epoch   2/100"):
             break
     time.sleep(0.5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, the workers included
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == ""
-    assert re.search(r"interrupted: (\d+) of 300 epochs were finished", output)
+    assert re.search(r"interrupted: (\d+) of 100 epochs were finished", output)
     with open(tmp_path / "results" / "history.csv") as file:
         epochs = len(list(csv.DictReader(file)))
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == epochs >= 2
