@@ -8,6 +8,7 @@ import os
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or its import asks the network
 
@@ -72,7 +73,7 @@ def load_folder(data_dir, train):
     folder = os.path.join(data_dir, "train" if train else "test")
     try:
         files = ImageFolder(folder)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"no images in {folder}: {error}")
     if len(files.classes) < 2:
         raise UserError(f"{folder} holds one class; a classifier needs two or more")
@@ -86,6 +87,10 @@ def read_image(path):
     """An image file as uint8 (32, 32, 3); UserError where it cannot be read."""
     try:
         with Image.open(path) as image:
+            if min(image.size) < 8:
+                raise ValueError(f"{image.width}x{image.height} pixels show nothing")
+            if image.mode.startswith("I"):  # 16 bits, which convert() would cut off
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             image = image.convert("RGB")
             if image.size != (SIDE, SIDE):
                 image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -161,6 +166,11 @@ def mean_and_std(images):
         for mean, count in zip(means, counts)
     ]
     return means, [variance**0.5 for variance in variances]
+
+
+def digest(images, labels):
+    """SHA-256 of the pixels and labels, to tell data sets apart."""
+    return sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
 
 
 class AugmentedImages(Dataset):

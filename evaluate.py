@@ -7,7 +7,6 @@ report, confusion matrix and the assignment's rules; leaves two pictures in resu
 """
 
 import functools
-import json
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from utils import (
     plot_confusion,
     plot_images,
     run,
-    write_file,
+    write_json,
 )
 
 
@@ -85,6 +84,8 @@ def main(argv=None):
     classes, trained = checkpoint["classes"], checkpoint["args"]
     dataset = args.dataset or trained["dataset"]
     data_dir = args.data_dir or trained["data_dir"]
+    if dataset not in DATASETS:
+        raise UserError(f"{args.ckpt} was trained on an unknown data set: --dataset")
     images, labels, names = load(dataset, data_dir, train=False)
     if names != classes:
         raise UserError(
@@ -112,6 +113,7 @@ def main(argv=None):
         f"{args.ckpt}: {trained['arch']}, {trained['downsample']}, {trained['norm']} "
         f"norm; epoch {checkpoint['epoch']} of {trained['epochs']}, seed "
         f"{trained['seed']}; its best epoch is chosen on the {chosen} images\n"
+        f"made with {', '.join(f'{k} {v}' for k, v in checkpoint['made_with'].items())}\n"
         f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, on the {len(labels):,} "
         f"images of {dataset}\n\n{report(digits=4)}\n"
         f"Confusion matrix (rows: actual, columns: predicted)\n"
@@ -130,6 +132,8 @@ def main(argv=None):
             "checkpoint": args.ckpt,
             "dataset": dataset,
             "epoch": checkpoint["epoch"],
+            "args": trained,
+            "made_with": checkpoint["made_with"],
             "accuracy": accuracy,
             "loss": loss,
             "classes": classes,
@@ -137,7 +141,7 @@ def main(argv=None):
             "report": report(output_dict=True),
             "rules": [dict(zip(("rule", "figure", "passed"), rule)) for rule in rules],
         }
-        write_file(args.json, json.dumps(figures, indent=2).encode())
+        write_json(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -181,12 +181,31 @@ def build(arch, downsample, norm, dropout, classes=10, mean=(0.0,) * 3, std=(1.0
 
 
 def restore(checkpoint):
-    """The `Net` of a loaded checkpoint, with its weights; UserError if it has none."""
+    """The `Net` of a loaded checkpoint, with its weights; UserError if it has none.
+
+    It is built without memory first, so that a damaged table cannot ask for too much.
+    """
+    config, weights = checkpoint["net"], checkpoint["weights"]
     try:
-        net = Net(**checkpoint["net"])
-        net.load_state_dict(checkpoint["weights"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"the checkpoint's network cannot be built: {error}")
+        with torch.device("meta"):
+            sketch = Net(**config)
+        expected = {name: value.shape for name, value in sketch.state_dict().items()}
+        if expected != {name: weight.shape for name, weight in weights.items()}:
+            raise ValueError("its weights are not those of its table")
+        if max(max(op.shape[1:], default=1) for op in trace(sketch)) > 128:
+            raise ValueError("its maps are larger than four times the image")
+        net = Net(**config)
+        net.load_state_dict(weights)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise UserError(f"the network of the checkpoint cannot be built: {error}")
     return net
 
 
@@ -255,7 +274,8 @@ def trace(net, size=32):
     Arithmetic: Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural
     Networks", Distill, 2019.
     """
-    net, images = copy.deepcopy(net).cpu().eval(), torch.zeros(1, 3, size, size)
+    net = copy.deepcopy(net).to("meta").eval()  # only shapes count
+    images = torch.zeros(1, 3, size, size, device="meta")
     graph = fx.symbolic_trace(net)
     with torch.no_grad():
         net(images)  # if layers do not fit, it says so; ShapeProp prints a traceback

@@ -1,19 +1,22 @@
 """Train the network: from images to a checkpoint and its curves.
 
     python train.py [--dataset folder --data-dir FOLDER] [--arch reference] ...
+    python train.py --resume last.pt
 
 Writes the best epoch to --ckpt and the last one beside it, as last.pt; the history, its
-curves and a picture of the augmentation to the folder --out.
+curves, a picture of the augmentation and run.json to the folder --out.
 """
 
-import platform
+import argparse
+import json
+import math
+import signal
 import time
 from pathlib import Path
 
-import albumentations
+import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -23,6 +26,7 @@ from dataset import (
     DATASETS,
     AugmentedImages,
     augmentation,
+    digest,
     load_splits,
     mean_and_std,
     training_loader,
@@ -31,6 +35,7 @@ from evaluate import loss_and_accuracy, predict
 from model import add_network_options, build, checklist, restore
 from utils import UserError, number
 
+WHERE = ("device", "dry_run", "resume", "workers")  # options that change no figure
 COMPILE_FROM = 200_000  # images in all: compiling takes 20 s, won back in about 100,000
 
 
@@ -78,23 +83,81 @@ def parse_arguments(argv):
     add = parser.add_argument_group("output").add_argument
     add("--ckpt", default="best.pt", help="checkpoint of the best epoch")
     add("--out", default="results", help="folder of the history and the pictures")
-    add(
-        "--dry-run",
-        action="store_true",
-        help="try one batch and write nothing",
-    )
-    return parser.parse_args(argv)
+    add("--dry-run", action="store_true", help="try one batch and write nothing")
+    add("--resume", metavar="LAST.PT", help="go on after its epoch, with its options")
+
+    args = parser.parse_args(argv)
+    if args.resume is None:
+        return args, None
+    # Parsed onto a namespace that has them all, options that were not given stay None.
+    blank = argparse.Namespace(**dict.fromkeys(vars(args)))
+    given = {
+        k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not None
+    }
+    if fixed := [name for name in given if name not in {*WHERE, "data_dir"}]:
+        raise UserError(
+            "--resume goes on with the options of its training, whose schedule ends with "
+            f"its last epoch: leave out --{fixed[0].replace('_', '-')}, or train anew"
+        )
+    checkpoint = utils.load_checkpoint(args.resume)
+    if not isinstance(checkpoint.get("resume"), dict):
+        raise UserError(f"{args.resume} cannot be resumed, only a last.pt can")
+    options = {k: v for k, v in (checkpoint["args"] | given).items() if v is not None}
+    argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    return parser.parse_args(argv), checkpoint
 
 
-def make_optimizer(net, lr, weight_decay):
-    """SGD with Nesterov momentum; norms and biases, which are 1-d, are not decayed."""
-    groups = [
-        {"params": [w for w in net.parameters() if w.ndim > 1]},
-        {"params": [w for w in net.parameters() if w.ndim == 1], "weight_decay": 0},
-    ]
-    return torch.optim.SGD(
-        groups, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
-    )
+class Training:
+    """All that training changes: network, averaged weights, optimizer and schedule."""
+
+    def __init__(self, net, args, steps):
+        self.net, self.smoothing = net, args.label_smoothing
+        average = get_ema_multi_avg_fn(1 - 1 / max(1, args.ema * steps))
+        self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
+        # SGD with Nesterov momentum; norms and biases, the 1-d weights, do not decay.
+        groups = [
+            {"params": [w for w in net.parameters() if w.ndim > 1]},
+            {"params": [w for w in net.parameters() if w.ndim == 1], "weight_decay": 0},
+        ]
+        decay = {"weight_decay": args.weight_decay}
+        self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, nesterov=True, **decay)
+        # The learning rate rises for 0.3 of the steps, then falls to nothing.
+        ends = {"div_factor": 10, "final_div_factor": 1000}
+        self.scheduler = OneCycleLR(
+            self.optimizer, args.lr, steps, cycle_momentum=False, **ends
+        )
+
+    @property
+    def lr(self):
+        return self.scheduler.get_last_lr()[0]
+
+    def step(self, images, labels, dtype):
+        """One step; returns the batch's loss and the number of right answers."""
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+            logits = self.net(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.ema.update_parameters(self.net)
+        return loss.detach(), (logits.argmax(1) == labels).sum()
+
+    def state_dict(self):
+        """What going on takes, besides the averaged weights, which are saved anyway."""
+        parts = {
+            "net": self.net,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+        }
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state, averaged_weights):
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.ema.module.load_state_dict(averaged_weights)
+        self.ema.n_averaged.fill_(self.scheduler.last_epoch)
 
 
 def can_compile(device):
@@ -106,45 +169,43 @@ def can_compile(device):
     return True
 
 
-def train_one_epoch(net, ema, batches, optimizer, scheduler, smoothing, device, dtype):
+def train_one_epoch(training, batches, epoch, device, dtype):
     """One pass over the batches; returns loss and accuracy on the augmented images.
 
-    Both are summed on the device and read at the end, so that it need not wait.
+    Both are read off the device at the end, so that it need not wait in between.
+    Raises UserError where a loss was not finite.
     """
-    net.train()
-    loss_sum = right = torch.zeros((), device=device)
-    seen = 0
+    training.net.train()
+    losses, rates, right, seen = [], [], 0, 0
     for images, labels in batches:
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = net(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
-        ema.update_parameters(net)
-
-        seen += len(labels)
-        loss_sum = loss_sum + loss.detach() * len(labels)
-        right = right + (logits.argmax(1) == labels).sum()
+        rates.append(training.lr)
+        loss, right_here = training.step(images, labels, dtype)
+        losses.append(loss)
+        right, seen = right + right_here, seen + len(labels)
         if batches.n % 50 == 0 and not batches.disable:
-            batches.set_postfix_str(
-                f"loss {loss_sum / seen:.3f}, accuracy {right / seen:.1%}, "
-                f"lr {scheduler.get_last_lr()[0]:.4f}"
-            )
-    return loss_sum.item() / seen, right.item() / seen
+            accuracy = f"accuracy {right.item() / seen:.1%}, lr {rates[-1]:.4f}"
+            batches.set_postfix_str(f"loss {loss.item():.3f}, {accuracy}")
+    losses = torch.stack(losses).cpu()
+    if not losses.isfinite().all():
+        batch = losses.isfinite().int().argmin()
+        raise UserError(
+            f"the loss became {losses[batch]} in epoch {epoch}, batch {batch + 1}, at "
+            f"learning rate {rates[batch]:.4g}: try a lower --lr"
+        )
+    return losses.mean().item(), right.item() / seen
 
 
 def main(argv=None):
-    args = parse_arguments(argv)
+    args, resumed = parse_arguments(argv)
     best_path, out = Path(args.ckpt), Path(args.out)
     last_path = best_path.parent / "last.pt"
     if best_path == last_path:
         raise UserError("last.pt is the last epoch's: give --ckpt another name")
+    names = ("history.csv", "run.json", "curves.png", "augmented.png")
     if not args.dry_run:
-        utils.check_writable(best_path, last_path, out / "history.csv")
+        utils.check_writable(best_path, last_path, *(out / name for name in names))
     device = utils.pick_device(args.device)
     dtype = utils.pick_precision(device, args.amp)
     torch.manual_seed(args.seed)
@@ -163,119 +224,117 @@ def main(argv=None):
     pin = device.type == "cuda"
     loader = training_loader(data, args.batch_size, args.seed, args.workers, pin)
 
-    # The network, and a running average of its weights, which is tested and saved.
+    # The network and what trains it.
     choice = args.arch, args.downsample, args.norm, args.dropout
     net = build(*choice, len(classes), mean, std).to(device)
-    steps = args.epochs * len(loader)
-    average = get_ema_multi_avg_fn(1 - 1 / max(1, args.ema * steps))
-    ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
-    rules = checklist(net)
-    is_long = args.epochs * len(data.labels) >= COMPILE_FROM
+    training = Training(net, args, steps=args.epochs * len(loader))
+    is_long = args.epochs * count >= COMPILE_FROM
     compiled = args.compile == "auto" and is_long and can_compile(device)
     if compiled:
         net.compile()  # in place: its weights keep their names
 
-    # The recipe: the learning rate rises for 0.3 of the steps, then falls to nothing.
-    optimizer = make_optimizer(net, args.lr, args.weight_decay)
-    scheduler = OneCycleLR(
-        optimizer,
-        args.lr,
-        total_steps=steps,
-        div_factor=10,
-        final_div_factor=1000,
-        cycle_momentum=False,
-    )
-
-    print_header(args, rules, splits, device, dtype, compiled)
+    made_with = utils.provenance(device, dtype) | {"compiled": compiled}
+    made_with["images"] = {name: len(labels) for name, (_, labels) in splits.items()}
+    made_with["sha256"] = digest(*splits["train"])
+    options = {key: value for key, value in vars(args).items() if key not in WHERE}
+    run = {"args": options, "net": net.config, "classes": classes}
+    run |= {"chosen_on": chooser, "made_with": made_with}
+    # Plain types; and new objects, or which of them are the same one, which a resumed
+    # training cannot restore, would show in the bytes of the checkpoints.
+    run = json.loads(json.dumps(run))
+    print_header(args, checklist(net), made_with)
+    history, seconds = resume(resumed, run, training) if resumed else ([], [])
     if not args.dry_run:
         data.save_samples(classes, out / "augmented.png")
-    history, best = [], None
     try:
-        for epoch in range(1, args.epochs + 1):
-            start = time.perf_counter()
-            lr = scheduler.get_last_lr()[0]
+        for epoch in range(len(history) + 1, args.epochs + 1):
+            start, lr = time.perf_counter(), training.lr
+            # Dropout draws from torch's generator: for each epoch alone, as all else.
+            own = np.random.SeedSequence((args.seed, epoch)).generate_state(1)
+            torch.manual_seed(int(own[0]))
             loader.sampler.epoch = epoch
             batches = tqdm(loader, f"epoch {epoch}", leave=False, disable=None)
             train_loss, train_accuracy = train_one_epoch(
-                net,
-                ema,
-                batches,
-                optimizer,
-                scheduler,
-                args.label_smoothing,
-                device,
-                dtype,
+                training, batches, epoch, device, dtype
             )
-            train_seconds = time.perf_counter() - start
-            images, labels = splits[chooser]
-            logits = predict(ema.module, images, device, dtype)
-            loss, accuracy = loss_and_accuracy(logits, labels)
-            row = {
-                "epoch": epoch,
-                "lr": lr,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                f"{chooser}_loss": loss,
-                f"{chooser}_accuracy": accuracy,
-                "seconds": time.perf_counter() - start,
-                "images_per_second": len(loader) * args.batch_size / train_seconds,
-            }
-            history.append(row)
-            is_best = best is None or accuracy > best[f"{chooser}_accuracy"]
-            best = row if is_best else best
-            print_epoch(row, args.epochs, chooser, is_best)
-            if args.dry_run:
-                continue
-            checkpoint = {
-                "args": vars(args),
-                "net": net.config,  # mean and std among it
-                "classes": classes,
-                "chosen_on": chooser,
-                "epoch": epoch,
-                "accuracy": accuracy,
-                "weights": ema.module.state_dict(),
-            }
-            utils.save_checkpoint(last_path, checkpoint)
-            if is_best:
-                utils.save_checkpoint(best_path, checkpoint)
-            utils.write_csv(out / "history.csv", history)
+            logits = predict(training.ema.module, splits[chooser][0], device, dtype)
+            loss, accuracy = loss_and_accuracy(logits, splits[chooser][1])
+            if not math.isfinite(loss):
+                raise UserError(f"the {chooser} loss became {loss} in epoch {epoch}")
+            row = {"epoch": epoch, "lr": lr}
+            row |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
+            row |= {f"{chooser}_loss": loss, f"{chooser}_accuracy": accuracy}
+            rows = [*history, row]
+            times = [*seconds, time.perf_counter() - start]
+            is_best = utils.best_epoch(rows, chooser) is row
+            print_epoch(
+                row, args.epochs, chooser, count / times[-1], times[-1], is_best
+            )
+            if not args.dry_run:
+                weights = training.ema.module.state_dict()
+                result = {"epoch": epoch, "accuracy": accuracy, "weights": weights}
+                if is_best:
+                    utils.save_checkpoint(best_path, run | result)
+                utils.write_csv(out / "history.csv", rows)
+                utils.write_json(out / "run.json", {**run, "seconds": times})
+                # With this one the epoch counts as finished; the others are there.
+                state = training.state_dict() | {"history": rows, "seconds": times}
+                utils.save_checkpoint(last_path, run | result | {"resume": state})
+            history, seconds = rows, times
     except KeyboardInterrupt:
-        print(f"\ninterrupted: {len(history)} of {args.epochs} epochs were finished")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
+        print(f"\ninterrupted: {len(history)} of {args.epochs} epochs are finished")
+        if history and not args.dry_run:
+            print(f"to go on: python train.py --resume {last_path}")
 
+    status = 0 if len(history) == args.epochs else 130
     if not history or args.dry_run:
         print("nothing was written")
-        return 0 if history else 130
+        return status
     utils.plot_curves(history, chooser, out / "curves.png")
-    ends = {"best": (best, best_path), "last": (history[-1], last_path)}
-    for name, (row, path) in ends.items():
-        accuracy = row[f"{chooser}_accuracy"]
-        print(
-            f"{name} epoch {row['epoch']}: {chooser} accuracy {accuracy:.2%} in {path}"
-        )
+    best = utils.best_epoch(history, chooser)
+    for name, row, path in ("best", best, best_path), ("last", history[-1], last_path):
+        figure = f"{chooser} accuracy {row[f'{chooser}_accuracy']:.2%}"
+        print(f"{name} epoch {row['epoch']}: {figure} in {path}")
     if args.val_size:
-        images, labels = splits["test"]
         chosen = restore(utils.load_checkpoint(best_path)).to(device)
-        logits = predict(chosen, images, device, dtype)
-        _, accuracy = loss_and_accuracy(logits, labels)
+        logits = predict(chosen, splits["test"][0], device, dtype)
+        _, accuracy = loss_and_accuracy(logits, splits["test"][1])
         print(
             f"test accuracy of the best epoch, seen by nothing before: {accuracy:.2%}"
         )
-    return 0 if len(history) == args.epochs else 130
+    return status
 
 
-def print_header(args, rules, splits, device, dtype, compiled):
+def resume(checkpoint, run, training):
+    """Put the training back to where a last.pt left it; returns history and seconds."""
+    before, state = checkpoint["made_with"], checkpoint["resume"]
+    if run["made_with"]["sha256"] != before.get("sha256"):
+        raise UserError("the training images are not those of the training to resume")
+    for name, value in run["made_with"].items():
+        if value != before.get(name):
+            print(
+                f"note      {name} was {before.get(name)}: weights may differ a little"
+            )
+    try:
+        training.load_state_dict(state, checkpoint["weights"])
+        return state["history"], state["seconds"]
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the state of the training is damaged: {error}")
+
+
+def print_header(args, rules, made_with):
     """Print what decides the run."""
     (_, parameters, _), (_, field, _), *_ = rules
-    sizes = ", ".join(f"{len(labels):,} {name}" for name, (_, labels) in splits.items())
-    precision = str(dtype).removeprefix("torch.")
+    sizes = ", ".join(f"{size:,} {name}" for name, size in made_with["images"].items())
+    versions = ("python", "torch", "torchvision", "albumentations", "numpy")
     print(
         f"network   {args.arch}, {args.downsample}, {args.norm} norm: "
         f"{parameters} parameters, receptive field {field}\n"
         f"data      {args.dataset}: {sizes} images\n"
-        f"device    {device}, {precision}, {'' if compiled else 'not '}compiled\n"
-        f"versions  Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}, "
-        f"albumentations {albumentations.__version__}\n"
+        f"device    {made_with['device']}, {made_with['precision']}, "
+        f"{'' if made_with['compiled'] else 'not '}compiled\n"
+        f"versions  {', '.join(f'{name} {made_with[name]}' for name in versions)}\n"
         f"training  {args.epochs} epochs, batches of {args.batch_size}, seed {args.seed}\n"
         f"best      chosen on the {'held-out' if args.val_size else 'test'} images"
     )
@@ -284,14 +343,13 @@ def print_header(args, rules, splits, device, dtype, compiled):
             print(f"warning   a rule of the assignment is broken: {rule} ({figure})")
 
 
-def print_epoch(row, epochs, chooser, is_best):
+def print_epoch(row, epochs, chooser, speed, seconds, is_best):
     """Print a row of the history as one line."""
     print(
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  lr {row['lr']:.4f}  "
         f"train {row['train_loss']:.4f} {row['train_accuracy']:.2%}  {chooser} "
         f"{row[f'{chooser}_loss']:.4f} {row[f'{chooser}_accuracy']:.2%}  "
-        f"{row['seconds']:.1f} s  {row['images_per_second']:,.0f} images/s"
-        f"{'  best' if is_best else ''}",
+        f"{seconds:.1f} s  {speed:,.0f} images/s{'  best' * is_best}",
         flush=True,
     )
 

@@ -2,19 +2,43 @@
 
 import argparse
 import csv
+import importlib.metadata
 import io
+import json
 import math
 import os
+import platform
+import signal
+import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 FORMAT = 1  # of checkpoints; one of another number is refused
+SCHEMA = {  # what evaluation reads of a checkpoint
+    "args.arch": str,
+    "args.data_dir": str,
+    "args.dataset": str,
+    "args.downsample": str,
+    "args.epochs": int,
+    "args.norm": str,
+    "args.seed": int,
+    "accuracy": float,
+    "chosen_on": str,
+    "classes": list,
+    "epoch": int,
+    "made_with": dict,
+    "net": dict,
+    "weights": dict,
+}
+matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
 
 
 class UserError(Exception):
@@ -23,6 +47,7 @@ class UserError(Exception):
 
 def run(main):
     """Run a script's `main` and exit with its status; 2 and one line on a `UserError`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         status = main()
         sys.stdout.flush()
@@ -65,22 +90,32 @@ def number(kind, low, high=math.inf):
 
 
 def write_file(path, data):
-    """Write bytes so that at any moment the file is the old one or the new one, whole."""
+    """Write bytes so that the file is at any moment the old or the new one, whole.
+
+    They are on the disk before they take the old one's place. What a kill leaves of the
+    temporary file is overwritten by the next write.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}")
 
 
 def check_writable(*paths):
-    """Raise UserError now for a file that could not be written when it is due."""
+    """Raise UserError now for a file that could not be written when it is due.
+
+    What a kill may have left of an earlier write is removed.
+    """
     for path in map(Path, paths):
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder")
@@ -88,6 +123,7 @@ def check_writable(*paths):
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
+            path.with_name(path.name + ".tmp").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}")
 
@@ -101,8 +137,12 @@ def write_csv(path, rows):
     write_file(path, text.getvalue().encode())
 
 
+def write_json(path, content):
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
 def save_checkpoint(path, checkpoint):
-    """Write a dictionary of plain types and tensors."""
+    """Write a dictionary of plain types and tensors, as `load_checkpoint` wants it."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **checkpoint}, buffer)
     write_file(path, buffer.getvalue())
@@ -111,10 +151,15 @@ def save_checkpoint(path, checkpoint):
 def load_checkpoint(path):
     """What `save_checkpoint` wrote, on the CPU; UserError for any other file.
 
-    Nothing but plain types and tensors is unpickled (`weights_only`).
+    Nothing but plain types and tensors is unpickled (`weights_only`), and what is there
+    is of the types it should be, texts printable and weights finite.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        data = io.BytesIO(Path(path).read_bytes())
+        if damaged := zipfile.ZipFile(data).testzip():  # torch does not check
+            raise ValueError(damaged)
+        data.seek(0)
+        checkpoint = torch.load(data, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
             f"no checkpoint {path}: 'make train' makes one, --ckpt names one"
@@ -127,6 +172,19 @@ def load_checkpoint(path):
         )
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version: train it again")
+    for keys, kind in SCHEMA.items():
+        value = checkpoint
+        for key in keys.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or (kind is str and not value.isprintable()):
+            raise UserError(f"{path} is damaged: no {keys} in it")
+    if not all(
+        type(name) is str and name.isprintable() for name in checkpoint["classes"]
+    ):
+        raise UserError(f"{path} is damaged: no names of classes in it")
+    for name, weight in checkpoint["weights"].items():
+        if not isinstance(weight, torch.Tensor) or not weight.isfinite().all():
+            raise UserError(f"{path} is damaged: {name} is not finite")
     return checkpoint
 
 
@@ -170,16 +228,42 @@ def pick_precision(device, amp):
     return torch.bfloat16 if amp == "auto" and is_fast else torch.float32
 
 
+def provenance(device, dtype):
+    """What decides the figures of a run besides its options, as plain types."""
+    names = ("torchvision", "albumentations", "numpy")
+    folder = Path(__file__).parent
+    git = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a repository
+        commit = "unknown"
+    is_cuda = device.type == "cuda"
+    return {
+        "commit": commit.strip(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with its build, as in 2.14.1+cu130
+        **{name: importlib.metadata.version(name) for name in names},
+        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
+        "threads": torch.get_num_threads(),
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+
 def save_figure(figure, path):
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_file(path, buffer.getvalue())
 
 
+def best_epoch(history, split):
+    """The row of the highest accuracy, the first of several."""
+    return max(history, key=lambda row: row[f"{split}_accuracy"])
+
+
 def plot_curves(history, split, path):
     """Loss and accuracy by epoch, of training and of `split`, with the best epoch."""
     epochs = [row["epoch"] for row in history]
-    best = max(history, key=lambda row: row[f"{split}_accuracy"])
+    best = best_epoch(history, split)
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, name, scale in zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100)):
         for part, label in (("train", "train (augmented)"), (split, split)):

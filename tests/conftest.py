@@ -1,5 +1,6 @@
 """What the tests share: the scripts called as a user does, and small data sets."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,16 @@ sys.path.insert(0, str(ROOT))
 import utils
 
 
-def run_script(folder, *command):
+def run_script(folder, *command, path=""):
     """Run Python in a folder, in a process of its own, and wait for it."""
     return subprocess.run(
         [sys.executable, *map(str, command)],
         check=False,
+        timeout=600,
         cwd=folder,
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(path)},
     )
 
 

@@ -1,0 +1,444 @@
+"""Kills, resumes, reproducibility, and files that are damaged or hostile."""
+
+import csv
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run_script
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+import evaluate
+import train
+import utils
+from dataset import load, read_image
+from model import build, restore
+from utils import UserError, load_checkpoint, save_checkpoint
+
+KILLS = int(os.environ.get("KILLS", "12"))
+FUZZ = int(os.environ.get("FUZZ", "300"))
+
+# Small enough for a second or so, with dropout, so that random numbers count.
+SMALL = ["--dataset", "digits", "--val-size", "1100", "-b", "64", "--dropout", "0.1"]
+
+# Trains in forks of a process that has imported everything, a tenth of the time of a new
+# one. Arguments: the number of kills, then the training's. A negative number -n kills
+# the training at its n-th flush of a file to the disk, inside a save.
+HARNESS = """
+import csv, os, random, signal, sys, time
+from PIL import Image
+import train, utils
+
+kills, arguments = int(sys.argv[1]), sys.argv[2:]
+pictures = "results/augmented.png", "results/curves.png"
+
+def fork(task):
+    # All that computes runs in forks: one whose parent has threads would hang.
+    pid = os.fork()
+    if pid:
+        return pid
+    os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    status = 99
+    try:
+        utils.run(task)
+    except SystemExit as exit:
+        status = exit.code or 0
+    finally:
+        os._exit(status)
+
+def start():
+    resume = ["--resume", "last.pt"] if os.path.exists("last.pt") else arguments
+    return fork(lambda: train.main(resume))
+
+def check():
+    for path in filter(os.path.exists, ("best.pt", "last.pt")):
+        utils.load_checkpoint(path)
+    for path in filter(os.path.exists, ("results/history.csv",)):
+        rows = list(csv.reader(open(path)))
+        assert len({len(row) for row in rows}) == 1
+    for path in filter(os.path.exists, pictures):
+        Image.open(path).load()
+
+def check_files():
+    assert os.waitpid(fork(check), 0)[1] == 0, "a damaged file"
+
+if kills < 0:
+    flushes, fsync = 0, os.fsync
+    def kill_inside(descriptor):
+        global flushes
+        flushes += 1
+        if flushes == -kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+    os.fsync = kill_inside
+    assert os.waitpid(start(), 0)[1] == signal.SIGKILL
+    os.fsync = fsync
+    check_files()
+
+random.seed(0)
+killed = 0
+while killed < kills:
+    pid = start()
+    time.sleep(random.uniform(0.5, 3))
+    os.kill(pid, signal.SIGKILL)
+    killed += os.waitpid(pid, 0)[1] == signal.SIGKILL
+    check_files()
+    assert os.path.exists("last.pt") or killed < 10
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]))
+"""
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+
+
+def train_with_kills(folder, kills, *arguments):
+    folder.mkdir()
+    result = run_script(folder, "-c", HARNESS, kills, *arguments, path=ROOT)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def assert_same_training(one, other):
+    for name in ("best.pt", "results/history.csv", "results/curves.png"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    states = [torch.load(folder / "last.pt") for folder in (one, other)]
+    for state in states:
+        del state["resume"]["seconds"]  # of a clock
+    assert to_plain(states[0]) == to_plain(states[1])
+    assert not list(other.rglob("*.tmp"))
+
+
+def to_plain(value):
+    """Tensors as bytes, so that only equal bits are equal."""
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return value.contiguous().numpy().tobytes()
+    return repr(value)
+
+
+def test_killed_at_random_moments(tmp_path):
+    options = [*SMALL, "--epochs", str(2 * KILLS)]
+    whole = train_with_kills(tmp_path / "whole", 0, *options)
+    killed = train_with_kills(tmp_path / "killed", KILLS, *options)
+    assert_same_training(whole, killed)
+
+
+@pytest.mark.parametrize("amp", ["auto", "off"])
+def test_killed_inside_a_save(tmp_path, amp):
+    options = [*SMALL, "--epochs", "2", "--amp", amp]
+    whole = train_with_kills(tmp_path / "whole", 0, *options)
+    # Flushed are the augmented images, then best.pt, history, run and last.pt of each
+    # epoch, then the curves.
+    for flush in (2, 3, 5, 7, 9, 10):
+        killed = train_with_kills(tmp_path / f"killed{flush}", -flush, *options)
+        assert_same_training(whole, killed)
+
+
+def test_same_seed_gives_identical_files(tmp_path):
+    for workers in "02":
+        (tmp_path / workers).mkdir()
+        script = [ROOT / "train.py", *SMALL, "--epochs", "2", "-j", workers]
+        assert run_script(tmp_path / workers, *script).returncode == 0
+    names = ["best.pt", "results/history.csv"]
+    names += ["results/curves.png", "results/augmented.png"]
+    for name in names:
+        one, other = ((tmp_path / workers / name).read_bytes() for workers in "02")
+        assert one == other, name
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_training_says_how_to_resume(tmp_path, stop):
+    command = [sys.executable, "-u", ROOT / "train.py", *SMALL, "--epochs", "200"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("epoch   2/200"):
+                break
+        process.send_signal(stop)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == ""
+    assert "to go on: python train.py --resume last.pt" in output
+    epochs = int(output.split("interrupted: ")[1].split()[0])
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == epochs
+    with open(tmp_path / "results" / "history.csv") as file:
+        assert len(list(csv.DictReader(file))) == epochs
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with best.pt and last.pt of two epochs of three."""
+    folder = tmp_path_factory.mktemp("trained")
+    script = [ROOT / "train.py", *SMALL, "--epochs", "2", "-j", "0"]
+    assert run_script(folder, *script).returncode == 0
+    return folder
+
+
+def test_checkpoint_says_what_it_was_made_with(trained, call):
+    made_with = load_checkpoint(trained / "best.pt")["made_with"]
+    assert made_with["torch"] == torch.__version__
+    assert made_with["numpy"] == np.__version__
+    assert len(made_with["sha256"]) == 64
+    assert made_with["images"] == {"train": 337, "test": 360, "val": 1100}
+    _, output, _ = call(evaluate.main, "--ckpt", trained / "best.pt")
+    for value in (made_with["sha256"], made_with["commit"], torch.__version__):
+        assert value in output
+
+
+def test_resume_takes_no_other_recipe(trained, fails):
+    resume = ["--resume", trained / "last.pt"]
+    assert "--epochs" in fails(train.main, *resume, "--epochs", "25")
+    assert "--lr" in fails(train.main, *resume, "--lr", "0.3")
+    best = ["--resume", trained / "best.pt"]
+    assert "only a last.pt can" in fails(train.main, *best)
+    assert "no checkpoint" in fails(train.main, "--resume", "nothing.pt")
+
+
+def test_resume_wants_the_same_images(tmp_path, image_folder, call, fails):
+    options = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
+    assert call(train.main, *options, "--epochs", 1)[0] == 0
+    image = image_folder / "train" / "dog" / "000.png"
+    Image.open(image).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(image)
+    assert "not those" in fails(train.main, "--resume", "last.pt", "-j", 0)
+
+
+def test_loss_that_explodes_stops_the_training(call, tmp_path):
+    options = [*SMALL, "-j", "0", "--lr", "1e30", "--epochs", "3"]
+    status, _, errors = call(train.main, *options)
+    assert status == 2
+    assert errors.count("\n") == 1
+    for word in ("nan", "epoch", "batch", "learning rate"):
+        assert word in errors
+    for path in tmp_path.glob("*.pt"):
+        load_checkpoint(path)  # finite
+
+
+def damage(trained, tmp_path, change):
+    """A copy of the checkpoint with a changed entry."""
+    checkpoint = load_checkpoint(trained / "best.pt")
+    change(checkpoint)
+    save_checkpoint(tmp_path / "damaged.pt", checkpoint)
+    return tmp_path / "damaged.pt"
+
+
+def set_nan(checkpoint):
+    checkpoint["weights"]["c1.conv.conv.weight"][0] = float("nan")
+
+
+def set_huge(checkpoint):
+    checkpoint["net"]["rows"][0][5] = 60_000
+
+
+DAMAGES = {
+    "nan weights": (set_nan, "not finite"),
+    "other version": (lambda c: c.update(format=99), "this version"),
+    "no weights": (lambda c: c.update(weights={}), "cannot be built"),
+    "no network": (lambda c: c.pop("net"), "no net in it"),
+    "huge padding": (set_huge, "larger"),
+    "wide row": (lambda c: c["net"]["rows"][1].__setitem__(1, 10**9), "built"),
+    "no norm": (lambda c: c["net"].update(norm="none"), "cannot be built"),
+    "no classes": (lambda c: c.update(classes=[None] * 10), "names of classes"),
+    "control characters": (lambda c: c.update(classes=["\x1b[2J"]), "names of classes"),
+    "other data set": (lambda c: c["args"].update(dataset="mnist"), "data set"),
+    "epoch of text": (lambda c: c.update(epoch="seven"), "no epoch in it"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_checkpoints(trained, tmp_path, fails, monkeypatch, name):
+    change, message = DAMAGES[name]
+    if name == "other version":
+        monkeypatch.setattr(utils, "FORMAT", 99)
+        save_checkpoint(tmp_path / "damaged.pt", load_checkpoint_of(1, trained))
+        monkeypatch.setattr(utils, "FORMAT", 1)
+    else:
+        damage(trained, tmp_path, change)
+    assert message in fails(evaluate.main, "--ckpt", "damaged.pt")
+
+
+def load_checkpoint_of(version, trained):
+    checkpoint = torch.load(trained / "best.pt")
+    assert checkpoint.pop("format") == version
+    return checkpoint
+
+
+def test_truncated_checkpoints(trained, tmp_path):
+    whole = (trained / "last.pt").read_bytes()
+    path = tmp_path / "truncated.pt"
+    for length in [0, 1, 2, 3, 4, *range(5, len(whole), 9973), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="damaged"):
+            load_checkpoint(path)
+
+
+class Hostile:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_checkpoint_that_would_run_code(tmp_path, fails):
+    torch.save({"format": 1, "weights": Hostile(tmp_path / "ran")}, "hostile.pt")
+    with open("plain.pt", "wb") as file:
+        pickle.dump(Hostile(tmp_path / "ran"), file)
+    for name in ("hostile.pt", "plain.pt"):
+        assert "damaged" in fails(evaluate.main, "--ckpt", name)
+        assert "damaged" in fails(train.main, "--resume", name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_cifar10_batch_that_would_run_code(tmp_path, fails, monkeypatch):
+    """torchvision unpickles batches, but only those whose digest is CIFAR-10's."""
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    folder = tmp_path / "data" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    for name in [*names, "batches.meta"]:
+        (folder / name).write_bytes(pickle.dumps(Hostile(tmp_path / "ran")))
+    assert "no CIFAR-10" in fails(train.main)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_checkpoint_from_cuda_loads_on_a_cpu(trained, tmp_path, monkeypatch, call):
+    checkpoint = load_checkpoint_of(1, trained)
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+    save_checkpoint(tmp_path / "cuda.pt", checkpoint)
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "cuda.pt")  # it does say that it is from there
+    status, output, _ = call(evaluate.main, "--ckpt", tmp_path / "cuda.pt")
+    assert status == 0
+    assert f"Test accuracy {evaluate_accuracy(trained):.2%}" in output
+
+
+def evaluate_accuracy(trained):
+    images, labels, _ = load("digits", None, train=False)
+    net = restore(load_checkpoint(trained / "best.pt"))
+    device = torch.device("cpu")
+    dtype = utils.pick_precision(device, "auto")
+    logits = evaluate.predict(net, images, device, dtype)
+    return evaluate.loss_and_accuracy(logits, labels)[1]
+
+
+GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(GREY), GREY),
+        (Image.fromarray(GREY.astype(np.uint16) * 257), GREY),
+        (Image.fromarray(GREY).convert("P"), GREY),
+        (Image.fromarray(GREY).convert("RGBA"), GREY),
+        (Image.fromarray(GREY).convert("LA"), GREY),
+        (Image.fromarray(GREY > 127), (GREY > 127) * 255),
+    ],
+)
+def test_modes_of_images(tmp_path, image, expected):
+    path = tmp_path / "image.png"
+    image.resize((32, 32), Image.Resampling.NEAREST).save(path)
+    pixels = read_image(path)
+    assert pixels.shape == (32, 32, 3)
+    assert np.array_equal(pixels[::2, ::2, 1], expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
+def test_images_that_are_none(tmp_path, content):
+    path = tmp_path / "image.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"image\.png"):
+        read_image(path)
+
+
+def test_an_image_of_one_pixel_is_refused(tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "image.png")
+    with pytest.raises(UserError, match="1x1"):
+        read_image(tmp_path / "image.png")
+
+
+def changed(whole, changes):
+    content = bytearray(whole)
+    for position, value in changes:
+        content[position % len(content)] = value
+    return bytes(content)
+
+
+fuzz = settings(
+    max_examples=FUZZ,
+    deadline=5_000,  # ms: a hang
+    suppress_health_check=list(HealthCheck),
+    derandomize=FUZZ < 1000,
+)
+bytes_changed = st.lists(
+    st.tuples(st.integers(0, 10**7), st.integers(0, 255)), min_size=1, max_size=8
+)
+
+
+@fuzz
+@given(bytes_changed)
+@example([(0, 80)])
+def test_fuzzed_checkpoints(trained, tmp_path_factory, changes):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.pt"
+    path.write_bytes(changed((trained / "best.pt").read_bytes(), changes))
+    try:
+        net = restore(load_checkpoint(path))
+        assert net.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    except UserError:
+        pass
+
+
+@fuzz
+@given(bytes_changed)
+def test_fuzzed_pickles(trained, tmp_path_factory, changes):
+    """As above, with checksums that fit, so that the changes are really read."""
+    path = tmp_path_factory.getbasetemp() / "fuzzed.pt"
+    with (
+        zipfile.ZipFile(trained / "best.pt") as whole,
+        zipfile.ZipFile(path, "w") as file,
+    ):
+        for name in whole.namelist():
+            content = whole.read(name)
+            is_pickle = name.endswith("data.pkl")
+            file.writestr(name, changed(content, changes) if is_pickle else content)
+    try:
+        net = restore(load_checkpoint(path))
+        assert net.eval()(torch.zeros(1, 3, 32, 32)).ndim == 2
+    except UserError:
+        pass
+
+
+@fuzz
+@given(st.sampled_from(["png", "jpeg", "webp", "gif"]), bytes_changed)
+def test_fuzzed_images(tmp_path_factory, kind, changes):
+    path = tmp_path_factory.getbasetemp() / f"fuzzed.{kind}"
+    Image.effect_noise((40, 40), 80).convert("RGB").save(path)
+    path.write_bytes(changed(path.read_bytes(), changes))
+    try:
+        assert read_image(path).shape == (32, 32, 3)
+    except UserError:
+        pass
+
+
+def test_saving_costs_little(tmp_path):
+    """A generous bound for the time of an epoch's files; the README has the ratio."""
+    net = build("residual", "dilated", "batch", None)
+    start = time.perf_counter()
+    for name in ("best.pt", "last.pt"):
+        save_checkpoint(tmp_path / name, {"weights": net.state_dict()})
+    assert time.perf_counter() - start < 1
