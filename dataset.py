@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
-from utils import UserError, plot_images
+from utils import UserError, is_text, plot_images
 
 SIDE = 32  # pixels
 
@@ -75,6 +75,8 @@ def load_folder(data_dir, train):
         files = ImageFolder(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"no images in {folder}: {error}")
+    if not all(map(is_text, files.classes)):
+        raise UserError(f"{folder} has a class whose name does not print: rename it")
     if len(files.classes) < 2:
         raise UserError(f"{folder} holds one class; a classifier needs two or more")
     with ThreadPoolExecutor() as pool:

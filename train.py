@@ -10,6 +10,7 @@ curves, a picture of the augmentation and run.json to the folder --out.
 import argparse
 import json
 import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -80,6 +81,8 @@ def parse_arguments(argv):
         help="auto: where a compiler is found and the training is long enough",
     )
 
+    add("--deterministic", action="store_true", help="same bits each time on CUDA too")
+
     add = parser.add_argument_group("output").add_argument
     add("--ckpt", default="best.pt", help="checkpoint of the best epoch")
     add("--out", default="results", help="folder of the history and the pictures")
@@ -91,9 +94,8 @@ def parse_arguments(argv):
         return args, None
     # Parsed onto a namespace that has them all, options that were not given stay None.
     blank = argparse.Namespace(**dict.fromkeys(vars(args)))
-    given = {
-        k: v for k, v in vars(parser.parse_args(argv, blank)).items() if v is not None
-    }
+    parsed = vars(parser.parse_args(argv, blank))
+    given = {name: value for name, value in parsed.items() if value is not None}
     if fixed := [name for name in given if name not in {*WHERE, "data_dir"}]:
         raise UserError(
             "--resume goes on with the options of its training, whose schedule ends with "
@@ -102,8 +104,11 @@ def parse_arguments(argv):
     checkpoint = utils.load_checkpoint(args.resume)
     if not isinstance(checkpoint.get("resume"), dict):
         raise UserError(f"{args.resume} cannot be resumed, only a last.pt can")
-    options = {k: v for k, v in (checkpoint["args"] | given).items() if v is not None}
-    argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    argv = []  # parsed again, what the file says is checked like what a user says
+    for name, value in (checkpoint["args"] | given).items():
+        if value is not None and value is not False:
+            option = f"--{name.replace('_', '-')}"
+            argv.append(option if value is True else f"{option}={value}")
     return parser.parse_args(argv), checkpoint
 
 
@@ -209,6 +214,9 @@ def main(argv=None):
     device = utils.pick_device(args.device)
     dtype = utils.pick_precision(device, args.amp)
     torch.manual_seed(args.seed)
+    if args.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
+        torch.use_deterministic_algorithms(True)
 
     # Images. Of these data sets, the digits alone are something else in the mirror.
     splits, classes = load_splits(args.dataset, args.data_dir, args.val_size)

@@ -2,16 +2,19 @@
 
 import argparse
 import csv
+import errno
 import importlib.metadata
 import io
 import json
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -38,6 +41,7 @@ SCHEMA = {  # what evaluation reads of a checkpoint
     "net": dict,
     "weights": dict,
 }
+NEEDED = 20_000_000  # bytes of disk for a training's files, twice what they come to
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
 
 
@@ -123,6 +127,8 @@ def check_writable(*paths):
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
+            if shutil.disk_usage(folder).free < NEEDED:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             path.with_name(path.name + ".tmp").unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}")
@@ -141,6 +147,12 @@ def write_json(path, content):
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def is_text(value):
+    """Whether a value is a string that prints: no control characters, no stray bytes."""
+    categories = {unicodedata.category(character) for character in str(value)}
+    return isinstance(value, str) and not categories & {"Cc", "Cs"}
+
+
 def save_checkpoint(path, checkpoint):
     """Write a dictionary of plain types and tensors, as `load_checkpoint` wants it."""
     buffer = io.BytesIO()
@@ -152,7 +164,7 @@ def load_checkpoint(path):
     """What `save_checkpoint` wrote, on the CPU; UserError for any other file.
 
     Nothing but plain types and tensors is unpickled (`weights_only`), and what is there
-    is of the types it should be, texts printable and weights finite.
+    is of the types it should be, texts printable, weights finite.
     """
     try:
         data = io.BytesIO(Path(path).read_bytes())
@@ -176,11 +188,9 @@ def load_checkpoint(path):
         value = checkpoint
         for key in keys.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or (kind is str and not value.isprintable()):
+        if not isinstance(value, kind) or (kind is str and not is_text(value)):
             raise UserError(f"{path} is damaged: no {keys} in it")
-    if not all(
-        type(name) is str and name.isprintable() for name in checkpoint["classes"]
-    ):
+    if not all(map(is_text, checkpoint["classes"])):
         raise UserError(f"{path} is damaged: no names of classes in it")
     for name, weight in checkpoint["weights"].items():
         if not isinstance(weight, torch.Tensor) or not weight.isfinite().all():

@@ -223,6 +223,8 @@ def test_impossible_validation_size(image_folder, size):
 def test_folder_errors_name_what_is_wrong(fails, image_folder):
     options = ["--dataset", "folder", "--data-dir"]
     assert "nowhere" in fails(train.main, *options, "nowhere")
+    (image_folder.parent / "empty" / "train").mkdir(parents=True)
+    assert "empty" in fails(train.main, *options, "empty")
     test = image_folder / "test"
     (test / "dog").rename(test / "wolf")
     errors = fails(train.main, *options, image_folder)
@@ -239,6 +241,11 @@ def test_folder_errors_name_what_is_wrong(fails, image_folder):
     (image_folder / "train" / "empty").mkdir()
     assert "empty" in fails(train.main, *options, image_folder)
     (image_folder / "train" / "empty").rmdir()
+
+    if sys.platform == "linux":  # where a name may be any bytes
+        (image_folder / "train" / "dog").rename(image_folder / "train" / "d\udce9")
+        assert "does not print" in fails(train.main, *options, image_folder)
+        (image_folder / "train" / "d\udce9").rename(image_folder / "train" / "dog")
 
     (image_folder / "train" / "dog").rename(image_folder / "dogs")
     assert "one class" in fails(train.main, *options, image_folder)

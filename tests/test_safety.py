@@ -137,7 +137,8 @@ def test_killed_at_random_moments(tmp_path):
 
 @pytest.mark.parametrize("amp", ["auto", "off"])
 def test_killed_inside_a_save(tmp_path, amp):
-    options = [*SMALL, "--epochs", "2", "--amp", amp]
+    options = [*SMALL, "--epochs", "2", "--amp", amp, "--label-smoothing", "0"]
+    options += ["--deterministic"] * (amp == "off")  # as a flag, it takes no value
     whole = train_with_kills(tmp_path / "whole", 0, *options)
     # Flushed are the augmented images, then best.pt, history, run and last.pt of each
     # epoch, then the curves.
@@ -162,19 +163,22 @@ def test_same_seed_gives_identical_files(tmp_path):
 def test_stopped_training_says_how_to_resume(tmp_path, stop):
     command = [sys.executable, "-u", ROOT / "train.py", *SMALL, "--epochs", "200"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
-        for line in process.stdout:
-            if line.startswith("epoch   2/200"):
-                break
-        process.send_signal(stop)
-        output, errors = process.communicate(timeout=60)
+    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes)
+    for line in process.stdout:
+        if line.startswith("epoch   2/200"):
+            break
+    time.sleep(0.3)
+    os.killpg(process.pid, stop)  # as a terminal does, the workers included
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == ""
     assert "to go on: python train.py --resume last.pt" in output
     epochs = int(output.split("interrupted: ")[1].split()[0])
-    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == epochs
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == epochs >= 2
     with open(tmp_path / "results" / "history.csv") as file:
         assert len(list(csv.DictReader(file))) == epochs
+    assert (tmp_path / "results" / "curves.png").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.fixture(scope="module")

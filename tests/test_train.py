@@ -5,10 +5,8 @@ import json
 import math
 import os
 import re
-import signal
-import subprocess
-import sys
-import time
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,6 +62,8 @@ def test_training_leaves_its_files(trained):
     assert [int(row["epoch"]) for row in history] == list(range(1, 9))
     for row in history:
         assert f"test {float(row['test_loss']):.4f}" in output
+    with open(folder / "results" / "run.json") as file:
+        assert len(json.load(file)["seconds"]) == 8
     for name in ("curves.png", "augmented.png"):
         assert (folder / "results" / name).read_bytes().startswith(b"\x89PNG")
     checkpoint = torch.load(folder / "best.pt", weights_only=True)
@@ -74,7 +74,7 @@ def test_training_leaves_its_files(trained):
     assert len(checkpoint["net"]["mean"]) == len(checkpoint["net"]["std"]) == 3
     assert torch.load(folder / "last.pt", weights_only=True)["epoch"] == 8
     left = {path.name for path in folder.rglob("*")}
-    pictures = {"history.csv", "curves.png", "augmented.png"}
+    pictures = {"history.csv", "run.json", "curves.png", "augmented.png"}
     assert left == {"best.pt", "last.pt", "results"} | pictures
 
 
@@ -117,15 +117,22 @@ def test_evaluation_agrees_with_a_plain_loop(trained):
     assert mean_loss == pytest.approx(loss / 360, rel=1e-4)
 
 
-def test_same_seed_same_files_for_any_number_of_workers(call):
-    for run, options in enumerate((["-j", 0], ["-j", 2], ["-j", 0, "--seed", 1])):
-        out = ["--ckpt", f"{run}/best.pt", "--out", str(run)]
-        assert call(train.main, *QUICK, *out, *options)[0] == 0
-    first, workers, other = (
-        flat(load_checkpoint(f"{run}/last.pt")) for run in range(3)
-    )
-    assert torch.equal(first, workers)
-    assert not torch.equal(first, other)
+def test_another_seed_gives_another_network(call):
+    for seed in (0, 1):
+        assert (
+            call(
+                train.main,
+                *QUICK,
+                "--epochs",
+                1,
+                "--seed",
+                seed,
+                "--ckpt",
+                f"{seed}.pt",
+            )[0]
+            == 0
+        )
+    assert not torch.equal(*(flat(load_checkpoint(f"{seed}.pt")) for seed in (0, 1)))
 
 
 def test_validation_chooses_without_the_test_set(call, monkeypatch):
@@ -164,13 +171,32 @@ def test_folder_of_other_classes(call, image_folder):
 
 def test_recipe():
     net = build("residual", "dilated", "batch", None)
-    decayed, free = train.make_optimizer(net, 0.1, 5e-4).param_groups
+    args, _ = train.parse_arguments([])
+    training = train.Training(net, args, steps=100)
+    decayed, free = training.optimizer.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0)
     assert decayed["nesterov"]
     named = {id(weight): name for name, weight in net.named_parameters()}
     assert all("norm" in named[id(weight)] for weight in free["params"])
     assert not any("norm" in named[id(weight)] for weight in decayed["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(named)
+
+
+def test_average_of_the_weights():
+    """Against the formula: the first weights, then a fifth of each of the later ones."""
+    net = build("reference", "dilated", "batch", None)
+    args, _ = train.parse_arguments(["--ema", "0.05", "-b", "8"])
+    training = train.Training(net, args, steps=100)  # an average over 5 steps
+    images, labels = torch.randint(0, 256, (8, 3, 32, 32)), torch.arange(8)
+    names = ("c1.conv.pointwise.weight", "c4.conv.norm.running_var")
+    expected = None
+    for _ in range(4):
+        training.step(images, labels, torch.float32)
+        now = [net.state_dict()[name].clone() for name in names]
+        expected = expected or now
+        expected = [a + (b - a) / 5 for a, b in zip(expected, now)]
+    for name, value in zip(names, expected):
+        assert torch.allclose(training.ema.module.state_dict()[name], value, atol=1e-6)
 
 
 def test_learning_rate_rises_and_falls_to_nothing(call):
@@ -181,32 +207,6 @@ def test_learning_rate_rises_and_falls_to_nothing(call):
     assert rates[2] == max(rates) == pytest.approx(0.2)
     assert rates[2:] == sorted(rates[2:], reverse=True)
     assert rates[-1] < 1e-4
-
-
-def test_interruption_keeps_the_finished_epochs(tmp_path):
-    command = [sys.executable, "-u", ROOT / "train.py", "--dataset", "digits"]
-    process = subprocess.Popen(
-        [*command, "--epochs", "100", "-j", "1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    for line in process.stdout:
-        if line.startswith("epoch   2/100"):
-            break
-    time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, the workers included
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == ""
-    assert re.search(r"interrupted: (\d+) of 100 epochs were finished", output)
-    with open(tmp_path / "results" / "history.csv") as file:
-        epochs = len(list(csv.DictReader(file)))
-    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == epochs >= 2
-    assert (tmp_path / "results" / "curves.png").exists()
-    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_compiled_weights_keep_their_names(call, monkeypatch):
@@ -279,6 +279,11 @@ def test_output_that_cannot_be_written(fails, tmp_path):
     for option in ("--out", "--ckpt"):
         path = "file/below/best.pt"
         assert "cannot write" in fails(train.main, *QUICK, option, path)
+
+
+def test_full_disk_is_noticed_before_training(fails, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert "No space left" in fails(train.main, *QUICK)
 
 
 def test_unusable_checkpoints(fails, trained, tmp_path):
