@@ -139,6 +139,10 @@ def make_layer(row, channels, norm, dropout, is_last):
     if row.kind == "gap":
         return nn.AdaptiveAvgPool2d(1)
     window = (row.kernel, row.stride, row.padding, row.dilation)
+    if min(row.kernel, row.stride, row.dilation) < 1 or row.padding < 0:
+        raise ValueError(
+            f"row {row.name}: kernel, stride, dilation of 1 or more, please"
+        )
     if row.kind == "maxpool":
         return nn.MaxPool2d(*window)
     layer = Residual() if row.kind == "residual" else nn.Sequential()
@@ -196,6 +200,8 @@ def restore(checkpoint):
             raise ValueError("its maps are larger than four times the image")
         net = Net(**config)
         net.load_state_dict(weights)
+        with torch.no_grad():  # what only shows when it runs
+            copy.deepcopy(net).eval()(torch.zeros(1, 3, 32, 32))
     except (
         ArithmeticError,
         AttributeError,

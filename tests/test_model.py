@@ -284,6 +284,7 @@ def test_accuracy_is_a_rule_where_it_is_known():
     ("changes", "message"),
     [
         ({"c1.conv": {"kind": "dense"}}, "c1.conv is of unknown kind 'dense'"),
+        ({"c1.down": {"dilation": 0}}, "c1.down: kernel, stride, dilation"),
         ({"c1.res1": {"name": "c1.conv"}}, "same name"),
         ({"c1.res1": {"channels": 40}}, "makes no network"),
         ({"c3.conv": {"kernel": 99}}, "makes no network"),

@@ -287,6 +287,17 @@ def test_truncated_checkpoints(trained, tmp_path):
             load_checkpoint(path)
 
 
+def test_a_changed_bit_of_a_weight_is_noticed(trained, tmp_path):
+    content = bytearray((trained / "best.pt").read_bytes())
+    weight = load_checkpoint(trained / "best.pt")["weights"]["t1.conv.conv.weight"]
+    position = content.find(weight.contiguous().numpy().tobytes()[:64])
+    assert position > 0
+    content[position] ^= 1
+    (tmp_path / "changed.pt").write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(tmp_path / "changed.pt")
+
+
 class Hostile:
     """Unpickled, it would write a file."""
 
