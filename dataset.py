@@ -6,6 +6,7 @@ augmented in the workers and travel as uint8; the network itself normalises them
 
 import os
 import random
+import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -229,6 +230,11 @@ class Batches(Sampler):
             yield self.epoch, batch
 
 
+def leave_stopping_to_parent(_):
+    """In a worker: what stops the training stops the workers, by its own hand."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def training_loader(images, batch_size, seed, workers, pin_memory):
     """A loader of `AugmentedImages`; set `loader.sampler.epoch` before each epoch."""
     return DataLoader(
@@ -237,6 +243,7 @@ def training_loader(images, batch_size, seed, workers, pin_memory):
         batch_size=None,  # the sampler's keys are batches already
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=leave_stopping_to_parent,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the workers' number leaves torch's own alone
     )

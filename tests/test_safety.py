@@ -163,7 +163,14 @@ def test_same_seed_gives_identical_files(tmp_path):
 def test_stopped_training_says_how_to_resume(tmp_path, stop):
     command = [sys.executable, "-u", ROOT / "train.py", *SMALL, "--epochs", "200"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=tmp_path, start_new_session=True, **pipes)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        start_new_session=True,
+        # A shell's background jobs, of which this may be one, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        **pipes,
+    )
     for line in process.stdout:
         if line.startswith("epoch   2/200"):
             break
