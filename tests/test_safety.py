@@ -255,10 +255,10 @@ def set_huge(checkpoint):
 DAMAGES = {
     "nan weights": (set_nan, "not finite"),
     "other version": (lambda c: c.update(format=99), "this version"),
-    "no weights": (lambda c: c.update(weights={}), "cannot be built"),
+    "no weights": (lambda c: c.update(weights={}), "not those of"),
     "no network": (lambda c: c.pop("net"), "no net in it"),
     "huge padding": (set_huge, "larger"),
-    "wide row": (lambda c: c["net"]["rows"][1].__setitem__(1, 10**9), "built"),
+    "wide row": (lambda c: c["net"]["rows"][1].__setitem__(1, 10**9), "not those of"),
     "no norm": (lambda c: c["net"].update(norm="none"), "cannot be built"),
     "no classes": (lambda c: c.update(classes=[None] * 10), "names of classes"),
     "control characters": (lambda c: c.update(classes=["\x1b[2J"]), "names of classes"),
