@@ -32,8 +32,7 @@ SIDE = 32  # pixels
 def augmentation(mean, flip=True):
     """The assignment's three, for uint8 images; `mean` (0 to 1) fills the hole.
 
-    How often each strikes is what matters in a short training, for a network this small
-    underfits: a stronger mix costs more accuracy than it brings.
+    Each strikes but now and then: in a short training a network this small underfits.
     """
     fill = tuple(round(255 * value) for value in mean)  # on the scale of the image
     with warnings.catch_warnings():  # it recommends Affine; the assignment names this

@@ -76,7 +76,8 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     out = Path(args.out)
-    check_writable(out / "confusion_matrix.png", *([args.json] if args.json else []))
+    pictures = out / "confusion_matrix.png", out / "misclassified.png"
+    check_writable(*pictures, *filter(None, [args.json]))
     device = pick_device(args.device)
     dtype = pick_precision(device, args.amp)
     checkpoint = load_checkpoint(args.ckpt)
@@ -108,7 +109,7 @@ def main(argv=None):
     )
     rules = checklist(net, accuracy)
 
-    chosen = {"val": "held-out", "test": "test"}[checkpoint["chosen_on"]]
+    chosen = "held-out" if checkpoint["chosen_on"] == "val" else "test"
     print(
         f"{args.ckpt}: {trained['arch']}, {trained['downsample']}, {trained['norm']} "
         f"norm; epoch {checkpoint['epoch']} of {trained['epochs']}, seed "
@@ -124,9 +125,9 @@ def main(argv=None):
         print(f"{name:>{width}}", *(f"{count:>5}" for count in row))
     print_checklist(rules)
 
-    plot_confusion(matrix, classes, out / "confusion_matrix.png")
-    plot_mistakes(images, labels, logits.softmax(1), classes, out / "misclassified.png")
-    print(f"\nPictures: {out / 'confusion_matrix.png'}, {out / 'misclassified.png'}")
+    plot_confusion(matrix, classes, pictures[0])
+    plot_mistakes(images, labels, logits.softmax(1), classes, pictures[1])
+    print(f"\nPictures: {pictures[0]}, {pictures[1]}")
     if args.json:
         figures = {
             "checkpoint": args.ckpt,

@@ -36,7 +36,12 @@ from evaluate import loss_and_accuracy, predict
 from model import add_network_options, build, checklist, restore
 from utils import UserError, number
 
-WHERE = ("device", "dry_run", "resume", "workers")  # options that change no figure
+WHERE = (
+    "device",
+    "dry_run",
+    "resume",
+    "workers",
+)  # options of where and how far, not of what
 COMPILE_FROM = 200_000  # images in all: compiling takes 20 s, won back in about 100,000
 
 

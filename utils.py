@@ -284,9 +284,7 @@ def plot_curves(history, split, path):
         axes.plot(best["epoch"], value, "k*", markersize=12, label=label)
         axes.set(xlabel="epoch", ylabel=name + " (%)" * (scale == 100))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if (
-            name == "loss"
-        ):  # those tested first can be large, and would flatten the rest
+        if name == "loss":  # the first ones can be large, and would flatten the rest
             axes.set_ylim(0, 1.3 * max(row["train_loss"] for row in history))
         axes.grid(alpha=0.3)
         axes.legend()
