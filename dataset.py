@@ -184,8 +184,12 @@ class AugmentedImages(Dataset):
     """
 
     def __init__(self, images, labels, transform, seed):
-        self.images, self.labels = images, labels
-        self.transform, self.seed = transform, seed
+        self.images, self.labels, self.transform = images, labels, transform
+        # Philox counts, so that any place in its stream is as near as the next one.
+        self.generator = np.random.Generator(np.random.Philox(key=seed))
+        self.python = random.Random()
+        self.state = self.generator.bit_generator.state
+        transform.set_random_state(self.generator, self.python)
 
     def __getitem__(self, key):
         epoch, indices = key
@@ -195,9 +199,9 @@ class AugmentedImages(Dataset):
 
     def augment(self, epoch, index):
         """One augmented image, (32, 32, 3)."""
-        generator = np.random.default_rng((self.seed, epoch, index))
-        python = random.Random(int(generator.integers(2**63)))
-        self.transform.set_random_state(generator, python)
+        self.state["state"]["counter"][:] = 0, 0, index, epoch
+        self.generator.bit_generator.state = self.state
+        self.python.seed(self.generator.bit_generator.random_raw())
         return self.transform(image=self.images[index].numpy())["image"]
 
     def save_samples(self, classes, path):

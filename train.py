@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -48,6 +49,7 @@ COMPILE_FROM = 200_000  # images in all: compiling takes 20 s, won back in about
 def parse_arguments(argv):
     parser = utils.Parser(description=__doc__.splitlines()[0])
     natural, positive, share = number(int, 0), number(int, 1), number(float, 0, 1)
+    rate = number(float, 0)
 
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=DATASETS, default="cifar10", help="kind of images")
@@ -66,8 +68,16 @@ def parse_arguments(argv):
     add = parser.add_argument_group("recipe").add_argument
     add("--epochs", type=positive, default=25, help="passes over the images")
     add("-b", "--batch-size", type=positive, default=128, help="images a step")
-    add("--lr", type=number(float, 0), default=0.3, help="highest learning rate")
-    add("--weight-decay", type=number(float, 0), default=5e-4, help="of all but norms")
+    add(
+        "--optimizer",
+        choices=["muon", "sgd"],
+        default="muon",
+        help="muon: for the kernels that mix channels, and SGD for the rest",
+    )
+    add("--muon-lr", type=rate, default=0.03, help="highest learning rate of Muon")
+    add("--muon-decay", type=rate, default=0.05, help="weight decay of Muon")
+    add("--lr", type=rate, default=0.3, help="highest learning rate of SGD")
+    add("--weight-decay", type=rate, default=5e-4, help="of SGD, but for norms")
     add("--label-smoothing", type=share, default=0.1, help="share of other classes")
     add(
         "--ema",
@@ -75,7 +85,12 @@ def parse_arguments(argv):
         default=0.02,
         help="share of the steps weights average over",
     )
-    add("--seed", type=natural, default=0, help="of weights, order and augmentation")
+    add(
+        "--seed",
+        type=number(int, 0, 2**63 - 1),
+        default=0,
+        help="of weights, order and augmentation",
+    )
 
     add = parser.add_argument_group("machine").add_argument
     utils.add_machine_options(add)
@@ -117,57 +132,88 @@ def parse_arguments(argv):
     return parser.parse_args(argv), checkpoint
 
 
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, which takes matrices, for kernels: a row is an output channel."""
+
+    def __init__(self, kernels, **settings):
+        self.kernels = kernels
+        views = [nn.Parameter(as_matrix(kernel.detach())) for kernel in kernels]
+        super().__init__(views, **settings)
+
+    def step(self, closure=None):
+        for view, kernel in zip(self.param_groups[0]["params"], self.kernels):
+            view.grad = as_matrix(kernel.grad)
+        return super().step(closure)
+
+
+def as_matrix(kernel):
+    """A view of a kernel (out, in, k, k) as (out, in * k * k), in either memory format."""
+    return kernel.as_strided((len(kernel), kernel[0].numel()), (kernel.stride(0), 1))
+
+
 class Training:
-    """All that training changes: network, averaged weights, optimizer and schedule."""
+    """All that training changes: network, averaged weights, optimizers and schedules."""
 
     def __init__(self, net, args, steps):
         self.net, self.smoothing = net, args.label_smoothing
         average = get_ema_multi_avg_fn(1 - 1 / max(1, args.ema * steps))
         self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
-        # SGD with Nesterov momentum; norms and biases, the 1-d weights, do not decay.
+        # Kernels that mix channels, but for the last, which gives the logits: Muon.
+        mixing = [w for w in net.parameters() if w.ndim == 4 and w.shape[1] > 1]
+        kernels = mixing[:-1] if args.optimizer == "muon" else []
+        taken = {id(kernel) for kernel in kernels}
+        rest = [w for w in net.parameters() if id(w) not in taken]
+        # SGD for the rest; norms and biases, the 1-d weights, do not decay.
         groups = [
-            {"params": [w for w in net.parameters() if w.ndim > 1]},
-            {"params": [w for w in net.parameters() if w.ndim == 1], "weight_decay": 0},
+            {"params": [w for w in rest if w.ndim > 1]},
+            {"params": [w for w in rest if w.ndim == 1], "weight_decay": 0},
         ]
         decay = {"weight_decay": args.weight_decay}
-        self.optimizer = torch.optim.SGD(groups, args.lr, 0.9, nesterov=True, **decay)
+        self.optimizers = [
+            torch.optim.SGD(groups, args.lr, 0.9, nesterov=True, **decay)
+        ]
+        if kernels:
+            decay = {"weight_decay": args.muon_decay}
+            self.optimizers.append(Muon(kernels, lr=args.muon_lr, **decay))
         # The learning rate rises for 0.3 of the steps, then falls to nothing.
         ends = {"div_factor": 10, "final_div_factor": 1000}
-        self.scheduler = OneCycleLR(
-            self.optimizer, args.lr, steps, cycle_momentum=False, **ends
-        )
+        self.schedulers = [
+            OneCycleLR(o, o.defaults["lr"], steps, cycle_momentum=False, **ends)
+            for o in self.optimizers
+        ]
 
     @property
     def lr(self):
-        return self.scheduler.get_last_lr()[0]
+        return self.schedulers[0].get_last_lr()[0]
 
     def step(self, images, labels, dtype):
         """One step; returns the batch's loss and the number of right answers."""
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             logits = self.net(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
-        self.optimizer.zero_grad()
+        self.net.zero_grad()
         loss.backward()
-        self.optimizer.step()
-        self.scheduler.step()
+        for part in self.optimizers + self.schedulers:
+            part.step()
         self.ema.update_parameters(self.net)
         return loss.detach(), (logits.argmax(1) == labels).sum()
 
     def state_dict(self):
         """What going on takes, besides the averaged weights, which are saved anyway."""
-        parts = {
-            "net": self.net,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-        }
-        return {name: part.state_dict() for name, part in parts.items()}
+        parts = self.optimizers, self.schedulers
+        optimizers, schedulers = (
+            [part.state_dict() for part in kind] for kind in parts
+        )
+        state = {"optimizers": optimizers, "schedulers": schedulers}
+        return {"net": self.net.state_dict(), **state}
 
     def load_state_dict(self, state, averaged_weights):
         self.net.load_state_dict(state["net"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        for kind in ("optimizers", "schedulers"):
+            for part, saved in zip(getattr(self, kind), state[kind], strict=True):
+                part.load_state_dict(saved)
         self.ema.module.load_state_dict(averaged_weights)
-        self.ema.n_averaged.fill_(self.scheduler.last_epoch)
+        self.ema.n_averaged.fill_(self.schedulers[0].last_epoch)
 
 
 def can_compile(device):

@@ -173,13 +173,38 @@ def test_recipe():
     net = build("residual", "dilated", "batch", None)
     args, _ = train.parse_arguments([])
     training = train.Training(net, args, steps=100)
-    decayed, free = training.optimizer.param_groups
+    sgd, muon = training.optimizers
+    decayed, free = sgd.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0)
     assert decayed["nesterov"]
     named = {id(weight): name for name, weight in net.named_parameters()}
     assert all("norm" in named[id(weight)] for weight in free["params"])
-    assert not any("norm" in named[id(weight)] for weight in decayed["params"])
-    assert len(decayed["params"]) + len(free["params"]) == len(named)
+    assert [named[id(weight)] for weight in decayed["params"]] == [
+        "c4.conv.depthwise.weight",
+        "o.conv.conv.weight",
+    ]
+    kernels = {named[id(weight)] for weight in muon.kernels}
+    others = {named[id(weight)] for weight in decayed["params"] + free["params"]}
+    assert kernels | others == set(named.values())
+    assert not kernels & others
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_muon_makes_steps_of_orthogonal_rows(layout):
+    """Against the definition: a step is a matrix whose singular values are all near 1."""
+    torch.manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(16, 8, 3, 3).to(memory_format=layout))
+    before = kernel.detach().clone()
+    muon = train.Muon([kernel], lr=0.5, weight_decay=0.0)
+    kernel.grad = torch.randn(16, 8, 3, 3).to(memory_format=layout)
+    muon.step()
+    step = (kernel.detach() - before) / 0.5
+    assert 0.6 < torch.linalg.svdvals(step.flatten(1)).min()
+    assert torch.linalg.svdvals(step.flatten(1)).max() < 1.3
+    # Downhill, and made of each number's own gradient, in whichever order they lie.
+    _, _, rows = torch.linalg.svd(kernel.grad.flatten(1), full_matrices=False)
+    assert torch.allclose(step.flatten(1) @ rows.T @ rows, step.flatten(1), atol=0.02)
+    assert (step * kernel.grad).sum() < 0
 
 
 def test_average_of_the_weights():

@@ -1,0 +1,215 @@
+"""Measure how fast the parts of a training run here, and a published loop beside them.
+
+    python bench.py
+
+The images are noise, which takes as long as any. Close what else computes: rates of a busy
+machine say little.
+"""
+
+import functools
+import os
+import statistics
+import sys
+from collections import deque
+from itertools import pairwise
+
+import albumentations as A
+import torch
+import torch.nn.functional as F
+from albumentations.pytorch import ToTensorV2
+from torch.utils.benchmark import timer
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+import train
+import utils
+from dataset import SIDE, AugmentedImages, augmentation, training_loader
+from model import build
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
+
+COUNT = 1280  # images in an epoch here
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+class PublishedImages(Dataset):
+    """Images augmented, normalised and made tensors one at a time."""
+
+    def __init__(self, images, labels):
+        steps = [*augmentation(MEAN).transforms, A.Normalize(MEAN, STD), ToTensorV2()]
+        self.images, self.labels, self.transform = images, labels, A.Compose(steps)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        image = self.transform(image=self.images[index].numpy())["image"]
+        return image, self.labels[index]
+
+
+class PublishedLoop:
+    """The loop the reference network was published with: float32, batches of 64, SGD with
+    an L1 penalty over all parameters, the loss read back every batch."""
+
+    def __init__(self, data, device):
+        net = build("reference", "dilated", "batch", None, std=(1 / 255,) * 3)
+        self.net = net.to(device, memory_format=torch.contiguous_format)
+        self.loader = DataLoader(
+            data, 64, shuffle=True, num_workers=1, persistent_workers=True
+        )
+        self.optimizer, self.device = torch.optim.SGD(net.parameters(), 0.01), device
+
+    def epoch(self):
+        losses = []
+        for images, labels in self.loader:
+            images, labels = images.to(self.device), labels.to(self.device)
+            self.optimizer.zero_grad()
+            penalty = sum(weight.abs().sum() for weight in self.net.parameters())
+            loss = F.cross_entropy(self.net(images), labels) + 2.5e-5 * penalty
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.item())
+
+
+class OurLoop:
+    """The loop of train.py, with its defaults but for what is given here."""
+
+    def __init__(
+        self, data, device, arch, amp="auto", compiled=True, channels_last=True
+    ):
+        args, _ = train.parse_arguments(["--arch", arch])
+        self.device, self.dtype = device, utils.pick_precision(device, amp)
+        net = build(arch, args.downsample, args.norm, args.dropout, 10, MEAN, STD)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        net = net.to(device, memory_format=layout).train()
+        self.training = train.Training(net, args, steps=10_000)
+        if compiled:
+            net.compile()
+        pin = device.type == "cuda"
+        self.loader = training_loader(data, args.batch_size, 0, args.workers, pin)
+        images, labels = data[0, range(args.batch_size)]
+        self.batch = images.to(device, memory_format=layout), labels.to(device)
+
+    def steps(self):
+        """As many steps as in an epoch, on a batch that is there already."""
+        for _ in range(len(self.loader)):
+            self.training.step(*self.batch, self.dtype)
+
+    def epoch(self):
+        batches = tqdm(self.loader, disable=True)
+        train.train_one_epoch(self.training, batches, 1, self.device, self.dtype)
+
+
+def seconds(*functions, rounds=3):
+    """How long a call of each takes: the median of some rounds, in seconds.
+
+    They take turns, so that a slow minute of the machine strikes them all.
+    """
+    times = []
+    for _ in range(rounds + 1):
+        marks = [timer()]  # timer() waits for the device
+        for function in functions:
+            function()
+            marks.append(timer())
+        times.append([after - before for before, after in pairwise(marks)])
+    columns = zip(*times[1:])  # the first round compiles, and starts the workers
+    return [statistics.median(column) for column in columns]
+
+
+def show(name, value, note=""):
+    print(f"  {name:40}{value:>9,.{0 if value >= 10 else 2}f}   {note}", flush=True)
+
+
+def bench_augmentation(data):
+    """Print the time of each step; returns ours as a share of the published one's."""
+    images = [image.numpy() for image in data.images]
+
+    def each(transform):
+        return lambda: [transform(image=image) for image in images]
+
+    def ours():
+        return [data.augment(1, index) for index in range(COUNT)]
+
+    whole = PublishedImages(data.images, data.labels).transform
+    times = seconds(*map(each, [*whole.transforms, whole]), ours)
+    *parts, published, drawn = (1e6 * time / COUNT for time in times)
+    print("\nAugmentation: microseconds an image, on one core")
+    for step, microseconds in zip(whole.transforms, parts):
+        show(type(step).__name__, microseconds)
+    show("published: all five, an image at a time", published)
+    show("ours: the first three, and their seeding", drawn)
+    return drawn / published
+
+
+def bench_loader(data, pin):
+    print("\nLoader: images a second")
+    for workers in range(os.cpu_count() + 1)[:5]:
+        loader = training_loader(data, 128, 0, workers, pin)
+        (time,) = seconds(functools.partial(deque, loader, 0))  # takes and forgets
+        show(f"{workers} workers", COUNT / time)
+
+
+def bench_steps(data, device):
+    """Print the rate of the default network's step in each form; returns the best."""
+    print("\nTraining step on a batch that is there: images a second")
+    best = 0
+    for amp in ("off", "auto"):
+        for compiled in (False, True)[: 1 + train.can_compile(device)]:
+            for channels_last in (False, True):
+                loop = OurLoop(data, device, "residual", amp, compiled, channels_last)
+                (time,) = seconds(loop.steps)
+                name = str(loop.dtype).removeprefix("torch.")
+                name += ", compiled" if compiled else ", eager"
+                name += ", channels last" if channels_last else ", contiguous"
+                show(name, COUNT / time)
+                best = max(best, COUNT / time)
+    return best
+
+
+def main(argv=None):
+    parser = utils.Parser(description=__doc__.splitlines()[0])
+    utils.add_machine_options(parser.add_argument)
+    args = parser.parse_args(argv)
+    device = utils.pick_device(args.device)
+    labels = torch.randint(10, (COUNT,))
+    images = torch.randint(256, (COUNT, SIDE, SIDE, 3), dtype=torch.uint8)
+    data = AugmentedImages(images, labels, augmentation(MEAN), 0)
+    share = bench_augmentation(data)
+    bench_loader(data, device.type == "cuda")
+    best = bench_steps(data, device)
+
+    print(
+        "\nTraining, from the image in memory to the updated weights: images a second"
+    )
+    published = PublishedLoop(PublishedImages(images, labels), device)
+    reference, ours = (
+        OurLoop(data, device, arch) for arch in ("reference", "residual")
+    )
+    times = seconds(published.epoch, reference.epoch, ours.epoch, ours.steps)
+    published, reference, ours, steps = (COUNT / time for time in times)
+    show("published loop, reference network", published)
+    show(
+        "this loop, reference network", reference, f"{reference / published:.2f} times"
+    )
+    show("this loop, default network", ours, f"{ours / published:.2f} times")
+    print(f"\nDefault network, training to step: {ours / max(best, steps):.2f}")
+    print(f"Augmentation, ours to published: {share:.2f}")
+    if memory := peak_memory(device):
+        print(f"Peak memory: {memory / 2**20:,.0f} MiB")
+
+
+def peak_memory(device):
+    """The most memory this process has held so far, in bytes; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if not resource:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    utils.run(main)
