@@ -31,21 +31,17 @@ Row = namedtuple("Row", "name channels kernel stride dilation padding kind")
 # fmt: off
 ARCHS = {
     # Ours: plain kernels, since a CPU does more of their multiply-adds a second than of
-    # separable ones, and most of the work at 32x32 and 16x16, where weights are used most.
+    # separable ones, and most of the work at 16x16, where a weight is used 256 times.
     "residual": [
         #   name      channels k  s  d  p  kind
-        Row("c1.conv",    32,  3, 1, 1, 1, "plain"),
-        Row("c1.res1",    32,  3, 1, 1, 1, "residual"),
-        Row("c1.res2",    32,  3, 1, 1, 1, "residual"),
+        Row("c1.conv",    16,  3, 1, 1, 1, "plain"),
         Row("c1.down",    64,  3, 2, 2, 2, "plain"),      # 32x32 -> 16x16
-        Row("t1.conv",    48,  1, 1, 1, 0, "plain"),
-        Row("c2.conv",    48,  3, 1, 1, 1, "residual"),
-        Row("c2.down",    80,  3, 2, 2, 2, "plain"),      # 16x16 -> 8x8
-        Row("t2.conv",    56,  1, 1, 1, 0, "plain"),
-        Row("c3.conv",    56,  3, 1, 1, 1, "residual"),
-        Row("c3.down",    80,  3, 1, 2, 1, "plain"),      # 8x8 -> 6x6
-        Row("t3.conv",    80,  1, 1, 1, 0, "plain"),
-        Row("c4.conv",   160,  3, 1, 1, 1, "separable"),
+        Row("c2.conv",    64,  3, 1, 1, 1, "residual"),
+        Row("c2.conv2",   64,  3, 1, 1, 1, "residual"),
+        Row("c2.down",    64,  3, 2, 2, 2, "plain"),      # 16x16 -> 8x8
+        Row("c3.conv",    64,  3, 1, 1, 1, "residual"),
+        Row("c3.down",    56,  3, 1, 2, 1, "plain"),      # 8x8 -> 6x6
+        Row("c4.conv",   112,  3, 1, 1, 1, "separable"),
         Row("o.gap",       0,  0, 0, 0, 0, "gap"),
         Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
     ],

@@ -66,7 +66,7 @@ def parse_arguments(argv):
     add_network_options(parser)
 
     add = parser.add_argument_group("recipe").add_argument
-    add("--epochs", type=positive, default=25, help="passes over the images")
+    add("--epochs", type=positive, default=10, help="passes over the images")
     add("-b", "--batch-size", type=positive, default=128, help="images a step")
     add(
         "--optimizer",
