@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ARGS ?=
 
-.PHONY: help train evaluate demo check test lint clean
+.PHONY: help train record evaluate demo bench check test lint clean
 
 help:
 	@echo "make train     train on CIFAR-10: best.pt, last.pt and results/"
+	@echo "make record    train a long time, for the highest accuracy, into results/record/"
 	@echo "make evaluate  what best.pt learned and where it fails"
 	@echo "make demo      both in a minute on handwritten digits, into results/demo/"
+	@echo "make bench     how fast training is here, part by part"
 	@echo "make check     the network and the assignment's rules"
 	@echo "make test      the tests"
 	@echo "make lint      style and format"
@@ -19,12 +21,18 @@ help:
 train: .venv/ready
 	$(BIN)/python train.py $(ARGS)
 
+record: .venv/ready
+	$(BIN)/python train.py --arch record --epochs 60 --hole 0.5 --muon-decay 0.02 --ckpt results/record/best.pt --out results/record $(ARGS)
+
 evaluate: .venv/ready
 	$(BIN)/python evaluate.py $(ARGS)
 
 demo: .venv/ready
 	$(BIN)/python train.py --dataset digits --epochs 10 --ckpt results/demo/best.pt --out results/demo $(ARGS)
 	$(BIN)/python evaluate.py --ckpt results/demo/best.pt --out results/demo
+
+bench: .venv/ready
+	$(BIN)/python bench.py $(ARGS)
 
 check: .venv/ready
 	$(BIN)/python model.py $(ARGS)

@@ -29,10 +29,11 @@ from utils import UserError, is_text, plot_images
 SIDE = 32  # pixels
 
 
-def augmentation(mean, flip=True):
+def augmentation(mean, flip=True, move=0.5, hole=0.3):
     """The assignment's three, for uint8 images; `mean` (0 to 1) fills the hole.
 
-    Each strikes but now and then: in a short training a network this small underfits.
+    `move` and `hole` are the shares of the images that are moved and that get a hole:
+    in a short training a network this small underfits.
     """
     fill = tuple(round(255 * value) for value in mean)  # on the scale of the image
     with warnings.catch_warnings():  # it recommends Affine; the assignment names this
@@ -44,16 +45,16 @@ def augmentation(mean, flip=True):
             scale_limit=0.1,
             rotate_limit=10,
             border_mode=cv2.BORDER_REFLECT_101,
-            p=0.5,
+            p=move,
         )
-    hole = A.CoarseDropout(
+    cut = A.CoarseDropout(
         num_holes_range=(1, 1),
         hole_height_range=(16, 16),
         hole_width_range=(16, 16),
         fill=fill,
-        p=0.3,
+        p=hole,
     )
-    return A.Compose([A.HorizontalFlip(p=0.5 * flip), moves, hole], strict=True)
+    return A.Compose([A.HorizontalFlip(p=0.5 * flip), moves, cut], strict=True)
 
 
 def load_cifar10(data_dir, train):

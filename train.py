@@ -62,6 +62,8 @@ def parse_arguments(argv):
         help="training images that choose the best epoch; 0: the test images do",
     )
     add("-j", "--workers", type=natural, default=1, help="processes that augment")
+    add("--move", type=share, default=0.5, help="share of images moved and turned")
+    add("--hole", type=share, default=0.3, help="share of images with a hole")
 
     add_network_options(parser)
 
@@ -278,7 +280,8 @@ def main(argv=None):
         splits = {name: (i[some], k[some]) for name, (i, k) in splits.items()}
     chooser = "val" if args.val_size else "test"  # of the best epoch
     mean, std = mean_and_std(splits["train"][0])
-    transform = augmentation(mean, flip=args.dataset != "digits")
+    flip = args.dataset != "digits"
+    transform = augmentation(mean, flip, args.move, args.hole)
     data = AugmentedImages(*splits["train"], transform, args.seed)
     pin = device.type == "cuda"
     loader = training_loader(data, args.batch_size, args.seed, args.workers, pin)

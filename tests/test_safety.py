@@ -295,7 +295,7 @@ def test_truncated_checkpoints(trained, tmp_path):
 
 def test_a_changed_bit_of_a_weight_is_noticed(trained, tmp_path):
     content = bytearray((trained / "best.pt").read_bytes())
-    weight = load_checkpoint(trained / "best.pt")["weights"]["t1.conv.conv.weight"]
+    weight = load_checkpoint(trained / "best.pt")["weights"]["o.conv.conv.weight"]
     position = content.find(weight.contiguous().numpy().tobytes()[:64])
     assert position > 0
     content[position] ^= 1

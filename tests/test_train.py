@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
 
 def test_training_learns_and_says_what_it_does(trained):
     _, output = trained
-    for word in ("192,176 parameters", "receptive field 55", "1,437 train", "360 test"):
+    for word in ("198,264 parameters", "receptive field 55", "1,437 train", "360 test"):
         assert word in output
     for word in (torch.__version__, "seed 0", "cpu", "chosen on the test images"):
         assert word in output
