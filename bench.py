@@ -86,7 +86,8 @@ class OurLoop:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         net = net.to(device, memory_format=layout).train()
         self.training = train.Training(net, args, steps=10_000)
-        if compiled:
+        if compiled and train.can_compile(device):
+            torch.compiler.reset()  # or the variants before count as its recompilations
             net.compile()
         pin = device.type == "cuda"
         self.loader = training_loader(data, args.batch_size, 0, args.workers, pin)

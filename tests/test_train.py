@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 
+import bench
 import evaluate
 import train
 import utils
@@ -355,3 +356,22 @@ def test_scripts_report_errors_in_one_line(tmp_path):
     assert result.stdout == ""
     assert result.stderr.startswith("evaluate.py: error: no checkpoint none.pt")
     assert result.stderr.count("\n") == 1
+
+
+def test_bench_measures_every_part(call, monkeypatch):
+    """On few images and uncompiled, where the figures mean nothing."""
+    monkeypatch.setattr(bench, "COUNT", 128)
+    monkeypatch.setattr(train, "can_compile", lambda device: False)
+    status, output, _ = call(bench.main)
+    assert status == 0
+    for name in (
+        "ShiftScaleRotate",
+        "ours: the first three, and their seeding",
+        "1 workers",
+        "float32, eager, contiguous",
+        "published loop, reference network",
+        "this loop, default network",
+        "Default network, training to step",
+    ):
+        (figure,) = re.findall(re.escape(name) + r"\W+([\d.,]+)", output)
+        assert float(figure.replace(",", "")) > 0
