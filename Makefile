@@ -22,7 +22,7 @@ train: .venv/ready
 	$(BIN)/python train.py $(ARGS)
 
 record: .venv/ready
-	$(BIN)/python train.py --arch record --epochs 60 --hole 0.5 --muon-decay 0.02 --ckpt results/record/best.pt --out results/record $(ARGS)
+	$(BIN)/python train.py --arch record --epochs 60 --move 0.5 --hole 0.5 --ckpt results/record/best.pt --out results/record $(ARGS)
 
 evaluate: .venv/ready
 	$(BIN)/python evaluate.py $(ARGS)

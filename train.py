@@ -62,13 +62,13 @@ def parse_arguments(argv):
         help="training images that choose the best epoch; 0: the test images do",
     )
     add("-j", "--workers", type=natural, default=1, help="processes that augment")
-    add("--move", type=share, default=0.5, help="share of images moved and turned")
-    add("--hole", type=share, default=0.3, help="share of images with a hole")
+    add("--move", type=share, default=0.3, help="share of images moved and turned")
+    add("--hole", type=share, default=0.15, help="share of images with a hole")
 
     add_network_options(parser)
 
     add = parser.add_argument_group("recipe").add_argument
-    add("--epochs", type=positive, default=10, help="passes over the images")
+    add("--epochs", type=positive, default=14, help="passes over the images")
     add("-b", "--batch-size", type=positive, default=128, help="images a step")
     add(
         "--optimizer",
@@ -77,7 +77,7 @@ def parse_arguments(argv):
         help="muon: for the kernels that mix channels, and SGD for the rest",
     )
     add("--muon-lr", type=rate, default=0.03, help="highest learning rate of Muon")
-    add("--muon-decay", type=rate, default=0.05, help="weight decay of Muon")
+    add("--muon-decay", type=rate, default=0.02, help="weight decay of Muon")
     add("--lr", type=rate, default=0.3, help="highest learning rate of SGD")
     add("--weight-decay", type=rate, default=5e-4, help="of SGD, but for norms")
     add("--label-smoothing", type=share, default=0.1, help="share of other classes")

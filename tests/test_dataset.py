@@ -67,7 +67,8 @@ def test_augmentation_is_the_assignments():
 
 def test_hole_is_one_block_of_the_mean():
     images = np.full((200, 32, 32, 3), 255, np.uint8)
-    data = AugmentedImages(torch.from_numpy(images), None, augmentation(MEAN), 0)
+    steps = augmentation(MEAN, hole=0.3)
+    data = AugmentedImages(torch.from_numpy(images), None, steps, 0)
     holes = 0
     for index in range(200):  # white images stay white under the other two
         is_hole = (data.augment(1, index) != 255).any(-1)
@@ -85,7 +86,7 @@ def test_each_step_strikes_by_itself():
     ramp = np.zeros((32, 32, 3), np.uint8)
     ramp[:, :16] = 200  # dark and light: a flip swaps the halves
     images = torch.from_numpy(ramp).expand(2000, 32, 32, 3)
-    data = AugmentedImages(images, None, augmentation(MEAN), 0)
+    data = AugmentedImages(images, None, augmentation(MEAN, hole=0.3), 0)
     results = [data.augment(1, index) for index in range(2000)]
     flipped = np.array([r[[0, -1], -1].mean() > r[[0, -1], 0].mean() for r in results])
     holed = np.array([(r == FILL).all(-1).sum() > 200 for r in results])
@@ -137,7 +138,7 @@ def test_epochs_and_seeds_differ_and_persistent_workers_know_the_epoch():
 
 def test_no_two_images_are_augmented_alike():
     images = noise(1).expand(500, 32, 32, 3)
-    data = AugmentedImages(images, None, augmentation(MEAN), 0)
+    data = AugmentedImages(images, None, augmentation(MEAN, move=0.5), 0)
     moved = [data.augment(1, index).tobytes() for index in range(500)]
     moved += [data.augment(2, index).tobytes() for index in range(500)]
     # Half are shifted, scaled and turned, each by its own amounts; the others are
