@@ -22,13 +22,13 @@ train: .venv/ready
 	$(BIN)/python train.py $(ARGS)
 
 record: .venv/ready
-	$(BIN)/python train.py --arch record --epochs 60 --move 0.5 --hole 0.5 --ckpt results/record/best.pt --out results/record $(ARGS)
+	$(BIN)/python train.py --arch record --epochs 60 --move 0.5 --hole 0.5 --name record $(ARGS)
 
 evaluate: .venv/ready
 	$(BIN)/python evaluate.py $(ARGS)
 
 demo: .venv/ready
-	$(BIN)/python train.py --dataset digits --epochs 10 --ckpt results/demo/best.pt --out results/demo $(ARGS)
+	$(BIN)/python train.py --dataset digits --epochs 10 --name demo $(ARGS)
 	$(BIN)/python evaluate.py --ckpt results/demo/best.pt --out results/demo
 
 bench: .venv/ready

@@ -21,6 +21,7 @@ from torch.utils.benchmark import timer
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+import optim
 import train
 import utils
 from dataset import SIDE, AugmentedImages, augmentation, training_loader
@@ -85,7 +86,7 @@ class OurLoop:
         net = build(arch, args.downsample, args.norm, args.dropout, 10, MEAN, STD)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         net = net.to(device, memory_format=layout).train()
-        self.training = train.Training(net, args, steps=10_000)
+        self.training = optim.Training(net, args, steps=10_000)
         if compiled and train.can_compile(device):
             torch.compiler.reset()  # or the variants before count as its recompilations
             net.compile()

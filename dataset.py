@@ -2,6 +2,10 @@
 
 Images are uint8 tensors (N, 32, 32, 3) in memory throughout. The training images are
 augmented in the workers and travel as uint8; the network itself normalises them.
+
+    python dataset.py [--dataset folder --data-dir FOLDER]
+
+shows what is there: counts, classes, mean and deviation, samples, and the augmentation.
 """
 
 import os
@@ -10,6 +14,7 @@ import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or its import asks the network
 
@@ -24,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
-from utils import UserError, is_text, plot_images
+from utils import Parser, UserError, check_writable, is_text, plot_images, run
 
 SIDE = 32  # pixels
 
@@ -252,3 +257,56 @@ def training_loader(images, batch_size, seed, workers, pin_memory):
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the workers' number leaves torch's own alone
     )
+
+
+def plot_steps(images, transform, path):
+    """Images, a row each: as they are, and after each step in turn, all of which strike."""
+    transform.set_random_state(np.random.default_rng(0), random.Random(0))
+    names = ["original", *(type(step).__name__ for step in transform.transforms)]
+    cells = []
+    for image in images.numpy():
+        cells.append(image)
+        for step in transform.transforms:
+            image = step(image=image, force_apply=True)["image"]
+            cells.append(image)
+    titles = names + [""] * (len(cells) - len(names))
+    plot_images(
+        cells, titles, len(names), path, "The augmentation, one step after another"
+    )
+
+
+def main(argv=None):
+    parser = Parser(description="Show a data set: counts, classes, mean, and pictures.")
+    add = parser.add_argument
+    add("--dataset", choices=DATASETS, default="cifar10", help="kind of images")
+    add("--data-dir", default="data", help="folder they are in, or are downloaded to")
+    add("--out", default="results", help="folder of the pictures")
+    args = parser.parse_args(argv)
+    pictures = [Path(args.out) / name for name in ("samples.png", "steps.png")]
+    check_writable(*pictures)
+    splits, classes = load_splits(args.dataset, args.data_dir)
+    images, labels = splits["train"]
+    counts = [
+        torch.bincount(part[1], minlength=len(classes)) for part in splits.values()
+    ]
+    width = max(map(len, [*classes, "class"]))
+    print(f"{'class':{width}}", *(f"{name:>8}" for name in splits))
+    for name, *row in zip([*classes, "all"], *([*c, c.sum()] for c in counts)):
+        print(f"{name:{width}}", *(f"{count:>8,}" for count in row))
+    mean, std = mean_and_std(images)
+    for name, values in (("mean", mean), ("std", std)):
+        print(f"{name} of red, green, blue:", *(f"{value:.4f}" for value in values))
+    picked = [
+        (labels == number).nonzero().ravel()[:8] for number in range(len(classes))
+    ]
+    columns = max(map(len, picked))
+    picked = torch.cat([rows for rows in picked if len(rows) == columns])
+    titles = [classes[label] for label in labels[picked]]
+    plot_images(images[picked], titles, columns, pictures[0], "Samples, a row a class")
+    some = torch.linspace(0, len(labels) - 1, 6).int()
+    plot_steps(images[some], augmentation(mean), pictures[1])
+    print(f"Pictures: {', '.join(map(str, pictures))}")
+
+
+if __name__ == "__main__":
+    run(main)

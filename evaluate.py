@@ -2,8 +2,11 @@
 
     python evaluate.py --ckpt best.pt
 
+    python evaluate.py --ckpt best.pt --images cat.jpg folder/
+
 The data set and the network come from the checkpoint. Prints accuracy, classification
-report, confusion matrix and the assignment's rules; leaves two pictures in results/.
+report, confusion matrix and the assignment's rules, or what it takes the given images for;
+leaves pictures in results/.
 """
 
 import functools
@@ -12,8 +15,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import classification_report, confusion_matrix
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
-from dataset import DATASETS, load
+from dataset import DATASETS, load, read_image
+from gradcam import grad_cam, overlay
 from model import checklist, print_checklist, restore
 from utils import (
     Parser,
@@ -31,13 +36,20 @@ from utils import (
 
 
 @torch.inference_mode()
-def predict(net, images, device, dtype, batch_size=500):
-    """Logits (N, classes), float32 on the CPU, of uint8 images (N, 32, 32, 3)."""
+def predict(net, images, device, dtype, mirror=False, batch_size=500):
+    """Logits (N, classes), float32 on the CPU, of uint8 images (N, 32, 32, 3).
+
+    With `mirror` they are the mean of those of the image and of its mirror image.
+    """
     net.eval()
     logits = []
     for batch in images.permute(0, 3, 1, 2).split(batch_size):
+        batch = batch.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits.append(net(batch.to(device)).float().cpu())
+            result = net(batch).float()
+            if mirror:
+                result = (result + net(batch.flip(3)).float()) / 2
+        logits.append(result.cpu())
     return torch.cat(logits)
 
 
@@ -47,18 +59,80 @@ def loss_and_accuracy(logits, labels):
     return loss, (logits.argmax(1) == labels).sum().item() / len(labels)
 
 
-def plot_mistakes(images, labels, probabilities, classes, path, count=30):
-    """The most confident mistakes, each under actual class, prediction, probability."""
+def plot_mistakes(net, images, labels, probabilities, classes, paths, count=30):
+    """The most confident mistakes, and in a second picture where Grad-CAM saw them."""
     confidence, predicted = probabilities.max(1)
     order = confidence.argsort(descending=True)
     wrong = order[predicted[order] != labels[order]][:count]
-    titles = [
-        f"{classes[labels[i]]}\n→ {classes[predicted[i]]} {confidence[i]:.0%}"
-        for i in wrong
-    ]
+    images, labels, predicted = images[wrong], labels[wrong], predicted[wrong]
+    actual = [classes[label] for label in labels]
+    taken = [classes[label] for label in predicted]
+    shares = [f"{value:.0%}" for value in confidence[wrong]]
+    titles = [f"{a}\n→ {p} {share}" for a, p, share in zip(actual, taken, shares)]
     heading = "The most confident mistakes: actual → predicted, probability"
-    heading = heading if len(wrong) else "No mistakes"
-    plot_images(images[wrong], titles, 6, path, heading)
+    if not len(wrong):
+        heading = "No mistakes"
+    plot_images(images, titles, 6, paths[0], heading)
+    columns = [images]
+    columns += [overlay(images, grad_cam(net, images, c)) for c in (predicted, labels)]
+    cells = torch.stack(columns, 1).flatten(0, 1)
+    titles = []
+    for name, guess, share in zip(actual, taken, shares):
+        titles += [name, f"why {guess}\n({share})", f"why {name}"]
+    heading = (
+        "Mistakes: the image, what speaks for the prediction, and for the actual class"
+    )
+    plot_images(cells, titles, 9, paths[1], heading if len(wrong) else "No mistakes")
+
+
+def find_images(paths):
+    """The image files of the paths, a folder standing for those in it."""
+    files = []
+    for path in map(Path, paths):
+        inside = sorted(path.iterdir()) if path.is_dir() else [path]
+        files += [
+            file
+            for file in inside
+            if file == path or has_file_allowed_extension(file.name, IMG_EXTENSIONS)
+        ]
+    if not files:
+        raise UserError(f"no images in {', '.join(map(str, paths))}")
+    return files
+
+
+def classify(net, paths, classes, device, dtype, mirror, picture):
+    """Print the three likeliest classes of each image file, and picture why.
+
+    Returns a list of {"file", "classes"}, or {"file", "error"} for one that is broken.
+    """
+    results, images = [], []
+    for file in find_images(paths):
+        try:
+            images.append(torch.tensor(read_image(file)))
+            results.append({"file": str(file)})
+        except UserError as error:
+            results.append({"file": str(file), "error": str(error)})
+    good = [result for result in results if "error" not in result]
+    if good:
+        images = torch.stack(images)
+        logits = predict(net, images, device, dtype, mirror)
+        likeliest = logits.softmax(1).topk(min(3, len(classes)))
+        for result, *top in zip(good, *(part.tolist() for part in likeliest)):
+            result["classes"] = {classes[number]: share for share, number in zip(*top)}
+        first = likeliest.indices[:, 0]
+        maps = overlay(images, grad_cam(net, images, first))
+        cells = torch.stack([images, maps], 1).flatten(0, 1)
+        titles = []
+        for result, number in zip(good, first):
+            titles += [Path(result["file"]).name[:12], f"why {classes[number]}"]
+        plot_images(cells, titles, 6, picture, "Images, and what speaks for the class")
+    width = max(len(result["file"]) for result in results)
+    for result in results:
+        top = [
+            f"{name} {share:.1%}" for name, share in result.get("classes", {}).items()
+        ]
+        print(f"{result['file']:{width}}  {result.get('error', '  '.join(top))}")
+    return results
 
 
 def parse_arguments(argv):
@@ -67,6 +141,10 @@ def parse_arguments(argv):
     add("--ckpt", default="best.pt", help="checkpoint to evaluate")
     add("--dataset", choices=DATASETS, help="None: the checkpoint's")
     add("--data-dir", help="None: the checkpoint's")
+    add("--images", nargs="+", metavar="PATH", help="classify these files and folders")
+    add(
+        "--tta", action="store_true", help="average over the image and its mirror image"
+    )
     add("--out", default="results", help="folder of the pictures")
     add("--json", metavar="FILE", help="write the figures there too")
     add_machine_options(add)
@@ -75,14 +153,21 @@ def parse_arguments(argv):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    out = Path(args.out)
-    pictures = out / "confusion_matrix.png", out / "misclassified.png"
+    names = ("confusion_matrix", "misclassified", "gradcam")
+    pictures = [Path(args.out) / f"{name}.png" for name in names]
     check_writable(*pictures, *filter(None, [args.json]))
     device = pick_device(args.device)
     dtype = pick_precision(device, args.amp)
     checkpoint = load_checkpoint(args.ckpt)
     net = restore(checkpoint).to(device)
     classes, trained = checkpoint["classes"], checkpoint["args"]
+    if args.images:
+        options = device, dtype, args.tta, pictures[2]
+        results = classify(net, args.images, classes, *options)
+        if args.json:
+            write_json(args.json, {"checkpoint": args.ckpt, "images": results})
+        return 1 if any("error" in result for result in results) else 0
+
     dataset = args.dataset or trained["dataset"]
     data_dir = args.data_dir or trained["data_dir"]
     if dataset not in DATASETS:
@@ -94,7 +179,7 @@ def main(argv=None):
             f"{dataset} are {', '.join(names)}: choose others with --dataset, --data-dir"
         )
 
-    logits = predict(net, images, device, dtype)
+    logits = predict(net, images, device, dtype, args.tta)
     loss, accuracy = loss_and_accuracy(logits, labels)
     predicted = logits.argmax(1)
     numbers = range(len(classes))
@@ -116,7 +201,7 @@ def main(argv=None):
         f"{trained['seed']}; its best epoch is chosen on the {chosen} images\n"
         f"made with {', '.join(f'{k} {v}' for k, v in checkpoint['made_with'].items())}\n"
         f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, on the {len(labels):,} "
-        f"images of {dataset}\n\n{report(digits=4)}\n"
+        f"images of {dataset}{' and their mirror images' * args.tta}\n\n{report(digits=4)}\n"
         f"Confusion matrix (rows: actual, columns: predicted)\n"
     )
     width = max(map(len, classes))
@@ -126,12 +211,13 @@ def main(argv=None):
     print_checklist(rules)
 
     plot_confusion(matrix, classes, pictures[0])
-    plot_mistakes(images, labels, logits.softmax(1), classes, pictures[1])
-    print(f"\nPictures: {pictures[0]}, {pictures[1]}")
+    plot_mistakes(net, images, labels, logits.softmax(1), classes, pictures[1:])
+    print(f"\nPictures: {', '.join(map(str, pictures))}")
     if args.json:
         figures = {
             "checkpoint": args.ckpt,
             "dataset": dataset,
+            "tta": args.tta,
             "epoch": checkpoint["epoch"],
             "args": trained,
             "made_with": checkpoint["made_with"],

@@ -2,6 +2,7 @@
 
     python train.py [--dataset folder --data-dir FOLDER] [--arch reference] ...
     python train.py --resume last.pt
+    python train.py --find-lr
 
 Writes the best epoch to --ckpt and the last one beside it, as last.pt; the history, its
 curves, a picture of the augmentation and run.json to the folder --out.
@@ -17,10 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import utils
@@ -34,12 +31,15 @@ from dataset import (
     training_loader,
 )
 from evaluate import loss_and_accuracy, predict
+from lr_finder import find_lr
 from model import add_network_options, build, checklist, restore
+from optim import Training
 from utils import UserError, number
 
 WHERE = (
     "device",
     "dry_run",
+    "find_lr",
     "resume",
     "workers",
 )  # options of where and how far, not of what
@@ -80,6 +80,8 @@ def parse_arguments(argv):
     add("--muon-decay", type=rate, default=0.02, help="weight decay of Muon")
     add("--lr", type=rate, default=0.3, help="highest learning rate of SGD")
     add("--weight-decay", type=rate, default=5e-4, help="of SGD, but for norms")
+    add("--l1", type=rate, default=0.0, help="penalty on the size of all parameters")
+    add("--gamma", type=share, help="times the rates every epoch; None: one cycle")
     add("--label-smoothing", type=share, default=0.1, help="share of other classes")
     add(
         "--ema",
@@ -108,7 +110,9 @@ def parse_arguments(argv):
     add = parser.add_argument_group("output").add_argument
     add("--ckpt", default="best.pt", help="checkpoint of the best epoch")
     add("--out", default="results", help="folder of the history and the pictures")
+    add("--name", help="keep everything in results/NAME, whatever --ckpt and --out")
     add("--dry-run", action="store_true", help="try one batch and write nothing")
+    add("--find-lr", action="store_true", help="suggest learning rates and do no more")
     add("--resume", metavar="LAST.PT", help="go on after its epoch, with its options")
 
     args = parser.parse_args(argv)
@@ -132,90 +136,6 @@ def parse_arguments(argv):
             option = f"--{name.replace('_', '-')}"
             argv.append(option if value is True else f"{option}={value}")
     return parser.parse_args(argv), checkpoint
-
-
-class Muon(torch.optim.Muon):
-    """PyTorch's Muon, which takes matrices, for kernels: a row is an output channel."""
-
-    def __init__(self, kernels, **settings):
-        self.kernels = kernels
-        views = [nn.Parameter(as_matrix(kernel.detach())) for kernel in kernels]
-        super().__init__(views, **settings)
-
-    def step(self, closure=None):
-        for view, kernel in zip(self.param_groups[0]["params"], self.kernels):
-            view.grad = as_matrix(kernel.grad)
-        return super().step(closure)
-
-
-def as_matrix(kernel):
-    """A view of a kernel (out, in, k, k) as (out, in * k * k), in either memory format."""
-    return kernel.as_strided((len(kernel), kernel[0].numel()), (kernel.stride(0), 1))
-
-
-class Training:
-    """All that training changes: network, averaged weights, optimizers and schedules."""
-
-    def __init__(self, net, args, steps):
-        self.net, self.smoothing = net, args.label_smoothing
-        average = get_ema_multi_avg_fn(1 - 1 / max(1, args.ema * steps))
-        self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
-        # Kernels that mix channels, but for the last, which gives the logits: Muon.
-        mixing = [w for w in net.parameters() if w.ndim == 4 and w.shape[1] > 1]
-        kernels = mixing[:-1] if args.optimizer == "muon" else []
-        taken = {id(kernel) for kernel in kernels}
-        rest = [w for w in net.parameters() if id(w) not in taken]
-        # SGD for the rest; norms and biases, the 1-d weights, do not decay.
-        groups = [
-            {"params": [w for w in rest if w.ndim > 1]},
-            {"params": [w for w in rest if w.ndim == 1], "weight_decay": 0},
-        ]
-        decay = {"weight_decay": args.weight_decay}
-        self.optimizers = [
-            torch.optim.SGD(groups, args.lr, 0.9, nesterov=True, **decay)
-        ]
-        if kernels:
-            decay = {"weight_decay": args.muon_decay}
-            self.optimizers.append(Muon(kernels, lr=args.muon_lr, **decay))
-        # The learning rate rises for 0.3 of the steps, then falls to nothing.
-        ends = {"div_factor": 10, "final_div_factor": 1000}
-        self.schedulers = [
-            OneCycleLR(o, o.defaults["lr"], steps, cycle_momentum=False, **ends)
-            for o in self.optimizers
-        ]
-
-    @property
-    def lr(self):
-        return self.schedulers[0].get_last_lr()[0]
-
-    def step(self, images, labels, dtype):
-        """One step; returns the batch's loss and the number of right answers."""
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            logits = self.net(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
-        self.net.zero_grad()
-        loss.backward()
-        for part in self.optimizers + self.schedulers:
-            part.step()
-        self.ema.update_parameters(self.net)
-        return loss.detach(), (logits.argmax(1) == labels).sum()
-
-    def state_dict(self):
-        """What going on takes, besides the averaged weights, which are saved anyway."""
-        parts = self.optimizers, self.schedulers
-        optimizers, schedulers = (
-            [part.state_dict() for part in kind] for kind in parts
-        )
-        state = {"optimizers": optimizers, "schedulers": schedulers}
-        return {"net": self.net.state_dict(), **state}
-
-    def load_state_dict(self, state, averaged_weights):
-        self.net.load_state_dict(state["net"])
-        for kind in ("optimizers", "schedulers"):
-            for part, saved in zip(getattr(self, kind), state[kind], strict=True):
-                part.load_state_dict(saved)
-        self.ema.module.load_state_dict(averaged_weights)
-        self.ema.n_averaged.fill_(self.schedulers[0].last_epoch)
 
 
 def can_compile(device):
@@ -258,11 +178,18 @@ def train_one_epoch(training, batches, epoch, device, dtype):
 def main(argv=None):
     args, resumed = parse_arguments(argv)
     best_path, out = Path(args.ckpt), Path(args.out)
+    if args.name is not None:
+        if Path(args.name).name != args.name or args.name in ("", ".."):
+            raise UserError(f"--name '{args.name}' is no name of a folder")
+        out = Path("results", args.name)
+        best_path = out / "best.pt"
     last_path = best_path.parent / "last.pt"
     if best_path == last_path:
         raise UserError("last.pt is the last epoch's: give --ckpt another name")
     names = ("history.csv", "run.json", "curves.png", "augmented.png")
-    if not args.dry_run:
+    if args.find_lr:
+        utils.check_writable(out / "lr_finder.png")
+    elif not args.dry_run:
         utils.check_writable(best_path, last_path, *(out / name for name in names))
     device = utils.pick_device(args.device)
     dtype = utils.pick_precision(device, args.amp)
@@ -305,6 +232,13 @@ def main(argv=None):
     # training cannot restore, would show in the bytes of the checkpoints.
     run = json.loads(json.dumps(run))
     print_header(args, checklist(net), made_with)
+    if args.find_lr:
+        factor = find_lr(training, loader, device, dtype, out / "lr_finder.png")
+        print(
+            f"suggested --lr {factor * args.lr:.2g} --muon-lr {factor * args.muon_lr:.2g}"
+        )
+        print(f"the losses are in {out / 'lr_finder.png'}")
+        return 0
     history, seconds = resume(resumed, run, training) if resumed else ([], [])
     if not args.dry_run:
         data.save_samples(classes, out / "augmented.png")

@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
+import optim
 import train
 import utils
 from dataset import (
@@ -75,7 +76,7 @@ def main(argv=None):
     net.o.conv.conv.bias = nn.Parameter(torch.zeros(len(classes), device=device))
     print_summary(net)
     steps = own.epochs * len(loader)
-    training = train.Training(net, args, steps)
+    training = optim.Training(net, args, steps)
     # From a tenth of the peak to it over 0.15 of the steps, then to a hundredth.
     ends = {"pct_start": 0.15, "div_factor": 10, "final_div_factor": 10}
     (sgd,) = training.optimizers

@@ -14,6 +14,7 @@ from conftest import ROOT, run_script
 
 import bench
 import evaluate
+import optim
 import train
 import utils
 from dataset import load
@@ -173,7 +174,7 @@ def test_folder_of_other_classes(call, image_folder):
 def test_recipe():
     net = build("residual", "dilated", "batch", None)
     args, _ = train.parse_arguments([])
-    training = train.Training(net, args, steps=100)
+    training = optim.Training(net, args, steps=100)
     sgd, muon = training.optimizers
     decayed, free = sgd.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0)
@@ -196,7 +197,7 @@ def test_muon_makes_steps_of_orthogonal_rows(layout):
     torch.manual_seed(0)
     kernel = torch.nn.Parameter(torch.randn(16, 8, 3, 3).to(memory_format=layout))
     before = kernel.detach().clone()
-    muon = train.Muon([kernel], lr=0.5, weight_decay=0.0)
+    muon = optim.Muon([kernel], lr=0.5, weight_decay=0.0)
     kernel.grad = torch.randn(16, 8, 3, 3).to(memory_format=layout)
     muon.step()
     step = (kernel.detach() - before) / 0.5
@@ -212,7 +213,7 @@ def test_average_of_the_weights():
     """Against the formula: the first weights, then a fifth of each of the later ones."""
     net = build("reference", "dilated", "batch", None)
     args, _ = train.parse_arguments(["--ema", "0.05", "-b", "8"])
-    training = train.Training(net, args, steps=100)  # an average over 5 steps
+    training = optim.Training(net, args, steps=100)  # an average over 5 steps
     images, labels = torch.randint(0, 256, (8, 3, 32, 32)), torch.arange(8)
     names = ("c1.conv.pointwise.weight", "c4.conv.norm.running_var")
     expected = None

@@ -1,0 +1,165 @@
+"""What explains a training: one's own images, Grad-CAM, comparisons, the data shown."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import compare
+import dataset
+import evaluate
+import train
+from gradcam import grad_cam, overlay
+from utils import load_checkpoint
+
+QUICK = ["--dataset", "digits", "--epochs", "2", "-j", "0"]
+
+
+class KnownNet(nn.Module):
+    """Two feature maps, the red and the green pixels; class 1 is red minus 2 green."""
+
+    def __init__(self):
+        super().__init__()
+        self.c4 = nn.Conv2d(3, 2, 1, bias=False)
+        self.o = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2, bias=False)
+        )
+        with torch.no_grad():
+            self.c4.weight.copy_(torch.eye(3)[:2, :, None, None])
+            self.o[2].weight.copy_(torch.tensor([[0.0, 0.0], [1.0, -2.0]]))
+
+    def forward(self, images):
+        return self.o(self.c4(images.float()))
+
+
+def test_grad_cam_is_what_the_definition_says():
+    """By hand: the gradient of class 1 is 1 and -2 over the pixels, so the map is red
+    minus 2 green, cut off at 0; nothing speaks for class 0."""
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    maps = grad_cam(KnownNet(), images, torch.tensor([1, 0]))
+    expected = (images[0, ..., 0].float() - 2 * images[0, ..., 1].float()).clamp(min=0)
+    assert torch.allclose(maps[0], expected / expected.max(), atol=1e-5)
+    assert (maps[1] == 0).all()
+
+
+def test_overlay_is_brighter_where_the_map_is():
+    maps = torch.zeros(1, 8, 8)
+    maps[0, 2:5, 2:5] = 1
+    grey = torch.full((1, 32, 32, 3), 128, dtype=torch.uint8)
+    result = overlay(grey, maps)[0].float().mean(-1)
+    assert result.shape == (32, 32)
+    assert result[12:16, 12:16].min() > result[24:, 24:].max() + 50
+
+
+@pytest.fixture
+def trained(call):
+    """Two trainings on the digits, results/a and results/b."""
+    assert call(train.main, *QUICK, "--name", "a")[0] == 0
+    assert call(train.main, *QUICK, "--name", "b", "--norm", "group")[0] == 0
+
+
+def test_own_images(trained, call, fails, tmp_path):
+    images, _, _ = dataset.load("digits", None, False)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for number, image in enumerate(images[:3]):
+        Image.fromarray(image.numpy()).resize((90, 70)).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no image")
+    (folder / "broken.png").write_bytes(b"no image")
+    Image.fromarray(images[3].numpy()).convert("LA").save(tmp_path / "grey.png")
+    options = ["--ckpt", "results/a/best.pt", "--json", "own.json", "--out", "out"]
+    status, output, _ = call(evaluate.main, *options, "--images", "own", "grey.png")
+    assert status == 1  # one is broken
+    assert "broken.png cannot be read as an image" in output
+    with open("own.json") as file:
+        results = json.load(file)["images"]
+    names = ["0.png", "1.png", "2.png", "broken.png", "grey.png"]
+    assert [result["file"].split("/")[-1] for result in results] == names
+    for result in results:
+        if "error" not in result:
+            shares = list(result["classes"].values())
+            assert len(shares) == 3
+            assert shares == sorted(shares, reverse=True)
+            assert sum(shares) <= 1.000001
+            name = max(result["classes"], key=result["classes"].get)
+            assert f"{name} {shares[0]:.1%}" in output
+    assert np.asarray(Image.open("out/gradcam.png")).std() > 0
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert "no images in" in fails(evaluate.main, *options, "--images", "own")
+
+
+def test_mirror_images_are_averaged(trained, call):
+    images, _, _ = dataset.load("digits", None, False)
+    net = evaluate.restore(load_checkpoint("results/a/best.pt"))
+    cpu = torch.device("cpu")
+    one, two, both = (
+        evaluate.predict(net, pictures, cpu, torch.float32, mirror)
+        for pictures, mirror in ((images, 0), (images.flip(2), 0), (images, 1))
+    )
+    assert torch.allclose(both, (one + two) / 2, atol=1e-5)
+    assert not torch.allclose(one, two, atol=0.1)
+    status, output, _ = call(evaluate.main, "--ckpt", "results/a/best.pt", "--tta")
+    assert status == 0
+    assert "and their mirror images" in output
+
+
+def test_compare(trained, call, fails):
+    status, output, _ = call(compare.main, "results/a", "results/b")
+    assert status == 0
+    header, *rows = output.splitlines()[:3]
+    assert "at 85%" in header
+    assert [row.split()[0] for row in rows] == ["a", "b"]
+    assert rows[0].endswith("norm batch")
+    assert rows[1].endswith("norm group")
+    with open("results/a/run.json") as file:
+        seconds = json.load(file)["seconds"]
+    assert f"{sum(seconds) / 2:.1f}" in rows[0]
+    best = load_checkpoint("results/a/best.pt")["accuracy"]
+    assert f"{best:.2%}" in rows[0]
+    assert "198,264" in rows[0]
+    assert np.asarray(Image.open("results/compare.png")).std() > 0
+    (compare.Path("results") / "empty").mkdir()
+    assert "no folder of a training" in fails(compare.main, "results/empty")
+    assert "no folder among" in fails(compare.main, "nowhere")
+
+
+def test_find_lr_changes_nothing_else(call, tmp_path):
+    status, output, _ = call(train.main, *QUICK, "--find-lr")
+    assert status == 0
+    suggested = float(output.split("--lr ")[1].split()[0])
+    assert 0.003 < suggested < 3
+    files = [file.name for file in tmp_path.rglob("*") if file.is_file()]
+    assert files == ["lr_finder.png"]
+
+
+def test_name_must_name_a_folder(fails):
+    for name in ("../a", "a/b", "", ".."):
+        assert "no name of a folder" in fails(train.main, *QUICK, "--name", name)
+
+
+def test_data_set_is_shown(call):
+    status, output, _ = call(dataset.main, "--dataset", "digits")
+    assert status == 0
+    rows = [line.split() for line in output.splitlines()]
+    assert ["all", "1,437", "360"] in rows
+    images, labels, _ = dataset.load("digits", None, True)
+    pixels = images.double() / 255
+    assert f"{pixels[..., 0].mean():.4f}" in output
+    assert f"{pixels[..., 0].std(correction=0):.4f}" in output
+    assert ["3", str((labels == 3).sum().item()), "37"] in rows
+    for name in ("samples", "steps"):
+        assert np.asarray(Image.open(f"results/{name}.png")).std() > 0
+
+
+def test_l1_penalty_and_decay_by_the_epoch(call):
+    """Against the published recipe: times 0.9 every epoch, from the first rate."""
+    options = ["--optimizer", "sgd", "--gamma", "0.9", "--lr", "0.07", "--epochs", "3"]
+    status, output, _ = call(train.main, *QUICK, *options, "--l1", "1e-5")
+    assert status == 0
+    rates = [line.split("lr ")[1].split()[0] for line in output.splitlines()[-5:-2]]
+    assert rates == ["0.0700", "0.0630", "0.0567"]
