@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torch import nn
 
@@ -14,6 +15,7 @@ import dataset
 import evaluate
 import train
 from gradcam import grad_cam, overlay
+from model import build, checklist
 from utils import load_checkpoint
 
 QUICK = ["--dataset", "digits", "--epochs", "2", "-j", "0"]
@@ -163,3 +165,16 @@ def test_l1_penalty_and_decay_by_the_epoch(call):
     assert status == 0
     rates = [line.split("lr ")[1].split()[0] for line in output.splitlines()[-5:-2]]
     assert rates == ["0.0700", "0.0630", "0.0567"]
+
+
+def test_pretrained_weights_are_those_of_the_readme():
+    path = ROOT / "pretrained" / "default.pt"
+    checkpoint = load_checkpoint(path)
+    net = evaluate.restore(checkpoint)
+    assert path.stat().st_size < 1_000_000
+    assert all(passed for _, _, passed in checklist(net, checkpoint["accuracy"]))
+    assert checkpoint["net"] == build("residual", "dilated", "batch", None).config | {
+        name: checkpoint["net"][name] for name in ("mean", "std")
+    }
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| seed 0 | {checkpoint['accuracy']:.2%}".replace("%", " %") in readme
