@@ -113,7 +113,9 @@ def test_evaluation_agrees_with_a_plain_loop(trained):
             logits = net(image.permute(2, 0, 1)[None].float())[0]
             right += int(logits.argmax() == label)
             loss -= math.log(logits.softmax(0)[label])
-    logits = evaluate.predict(net, images, torch.device("cpu"), torch.float32, 77)
+    logits = evaluate.predict(
+        net, images, torch.device("cpu"), torch.float32, batch_size=77
+    )
     mean_loss, accuracy = evaluate.loss_and_accuracy(logits, labels)
     assert accuracy == right / 360
     assert mean_loss == pytest.approx(loss / 360, rel=1e-4)
