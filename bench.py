@@ -154,11 +154,11 @@ def bench_loader(data, pin):
         show(f"{workers} workers", COUNT / time)
 
 
-def bench_steps(data, device):
+def bench_steps(data, device, precision):
     """Print the rate of the default network's step in each form; returns the best."""
     print("\nTraining step on a batch that is there: images a second")
     best = 0
-    for amp in ("off", "auto"):
+    for amp in dict.fromkeys(("off", precision)):
         for compiled in (False, True)[: 1 + train.can_compile(device)]:
             for channels_last in (False, True):
                 loop = OurLoop(data, device, "residual", amp, compiled, channels_last)
@@ -181,14 +181,14 @@ def main(argv=None):
     data = AugmentedImages(images, labels, augmentation(MEAN), 0)
     share = bench_augmentation(data)
     bench_loader(data, device.type == "cuda")
-    best = bench_steps(data, device)
+    best = bench_steps(data, device, args.amp)
 
     print(
         "\nTraining, from the image in memory to the updated weights: images a second"
     )
     published = PublishedLoop(PublishedImages(images, labels), device)
     reference, ours = (
-        OurLoop(data, device, arch) for arch in ("reference", "residual")
+        OurLoop(data, device, arch, args.amp) for arch in ("reference", "residual")
     )
     times = seconds(published.epoch, reference.epoch, ours.epoch, ours.steps)
     published, reference, ours, steps = (COUNT / time for time in times)

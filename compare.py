@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from model import Net, trace
+from model import Net, checklist, trace
 from utils import Parser, UserError, check_writable, run, save_figure
 
 PLACES = {"ckpt", "data_dir", "name", "out"}  # options that change no figure
@@ -28,15 +28,15 @@ def read_run(folder):
                 {name: float(value) for name, value in row.items()}
                 for row in csv.DictReader(file)
             ]
-        ops = trace(net := Net(**training["net"]))
+        net = Net(**training["net"])
+        (_, parameters, _), (_, field, _), *_ = checklist(net)
         split = training["chosen_on"]
         accuracies = [row[f"{split}_accuracy"] for row in history]
         reached = [row["epoch"] for row in history if row[f"{split}_accuracy"] >= GOAL]
-        *_, last_map = (op for op in ops if op.window and op.shape[1:] > (1, 1))
         figures = {
-            "parameters": f"{sum(w.numel() for w in net.parameters()):,}",
-            "field": str(last_map.receptive_field),
-            "mult-adds": f"{sum(op.macs for op in ops):,}",
+            "parameters": parameters,
+            "field": field,
+            "mult-adds": f"{sum(op.macs for op in trace(net)):,}",
             "epochs": f"{len(history)}/{training['args']['epochs']}",
             f"at {GOAL:.0%}": f"{reached[0]:.0f}" if reached else "-",
             "best": f"{max(accuracies):.2%}",
@@ -44,7 +44,14 @@ def read_run(folder):
             "s/epoch": f"{sum(training['seconds']) / len(history):.1f}",
         }
         return training["args"], figures, split, history
-    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+    except (
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(
             f"{folder} is no folder of a training ({error}): train.py --name"
         )

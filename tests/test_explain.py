@@ -1,5 +1,6 @@
 """What explains a training: one's own images, Grad-CAM, comparisons, the data shown."""
 
+import copy
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from torch import nn
 import compare
 import dataset
 import evaluate
+import optim
 import train
 from gradcam import grad_cam, overlay
 from model import build, checklist
@@ -158,10 +160,23 @@ def test_data_set_is_shown(call):
         assert np.asarray(Image.open(f"results/{name}.png")).std() > 0
 
 
-def test_l1_penalty_and_decay_by_the_epoch(call):
+def test_l1_penalty_is_that_of_all_parameters():
+    torch.manual_seed(0)
+    net = build("residual", "dilated", "batch", None)
+    size = sum(weight.abs().sum().item() for weight in net.parameters())
+    images, labels = torch.randint(0, 256, (8, 3, 32, 32)), torch.arange(8)
+    losses = []
+    for penalty in ("0", "0.001"):
+        args, _ = train.parse_arguments(["--l1", penalty])
+        training = optim.Training(copy.deepcopy(net), args, steps=100)
+        losses.append(training.step(images, labels, torch.float32)[0].item())
+    assert losses[1] - losses[0] == pytest.approx(0.001 * size, rel=1e-3)
+
+
+def test_decay_by_the_epoch(call):
     """Against the published recipe: times 0.9 every epoch, from the first rate."""
     options = ["--optimizer", "sgd", "--gamma", "0.9", "--lr", "0.07", "--epochs", "3"]
-    status, output, _ = call(train.main, *QUICK, *options, "--l1", "1e-5")
+    status, output, _ = call(train.main, *QUICK, *options)
     assert status == 0
     rates = [line.split("lr ")[1].split()[0] for line in output.splitlines()[-5:-2]]
     assert rates == ["0.0700", "0.0630", "0.0567"]
