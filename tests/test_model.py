@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import model
-from model import ARCHS, DOWNSAMPLE, NORMS, Net, Row, build, checklist, trace
+from model import ARCHS, DOWNSAMPLE, NORMS, Depthwise, Net, Row, build, checklist, trace
 
 COMBINATIONS = list(itertools.product(ARCHS, DOWNSAMPLE, NORMS))
 
@@ -220,6 +220,34 @@ def test_branches_of_different_stride_are_refused():
 
     with pytest.raises(NotImplementedError, match="stride"):
         trace(Mixed())
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, padding, dilation",
+    [
+        (3, 2, 2, 2),
+        (3, 2, 1, 1),
+        (3, 2, 3, 3),
+        (3, 1, 2, 2),
+        (5, 2, 4, 2),
+        (3, 3, 3, 6),
+    ],
+)
+@pytest.mark.parametrize("size", [17, 20])
+def test_depthwise_convolutions_are_pytorchs(kernel, stride, padding, dilation, size):
+    window = kernel, stride, padding, dilation
+    ours = Depthwise(4, *window).double()
+    theirs = nn.Conv2d(4, 4, *window, groups=4, bias=False).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 4, size, size, dtype=torch.double, requires_grad=True)
+    results = []
+    for conv in (ours, theirs):
+        y = conv(x)
+        weights = torch.arange(y.numel(), dtype=y.dtype).view_as(y)
+        gradients = torch.autograd.grad((y * weights).sum(), (x, conv.weight))
+        results.append((y, *gradients))
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
