@@ -22,7 +22,7 @@ train: .venv/ready
 	$(BIN)/python train.py $(ARGS)
 
 record: .venv/ready
-	$(BIN)/python train.py --arch record --epochs 60 --move 0.5 --hole 0.5 --name record $(ARGS)
+	$(BIN)/python train.py --arch record --epochs 80 --move 0.5 --hole 0.5 --name record $(ARGS)
 
 evaluate: .venv/ready
 	$(BIN)/python evaluate.py $(ARGS)
