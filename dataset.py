@@ -60,7 +60,9 @@ def augmentation(mean, flip=True, move=0.3, hole=0.15):
         p=hole,
     )
     steps = [A.HorizontalFlip(p=0.5 * flip), moves, cut]
-    return A.Compose(steps, strict=True, is_check_shapes=False)  # all are 32x32
+    transform = A.Compose(steps, strict=True, is_check_shapes=False)  # all are 32x32
+    transform.strict = False  # the steps are checked; no need to check every image
+    return transform
 
 
 def load_cifar10(data_dir, train):
@@ -196,20 +198,23 @@ class AugmentedImages(Dataset):
         self.generator = np.random.Generator(np.random.Philox(key=seed))
         self.python = random.Random()
         self.state = self.generator.bit_generator.state
+        self.counter = self.state["state"]["counter"]
         transform.set_random_state(self.generator, self.python)
 
     def __getitem__(self, key):
         epoch, indices = key
-        images = [self.augment(epoch, index) for index in indices]
-        batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        images = np.stack([*self.augment(epoch, indices)])
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2)
         return batch, self.labels[indices]
 
-    def augment(self, epoch, index):
-        """One augmented image, (32, 32, 3)."""
-        self.state["state"]["counter"][:] = 0, 0, index, epoch
-        self.generator.bit_generator.state = self.state
-        self.python.seed(self.generator.bit_generator.random_raw())
-        return self.transform(image=self.images.numpy()[index])["image"]
+    def augment(self, epoch, indices):
+        """Yield augmented images, (32, 32, 3), as drawn in this epoch."""
+        images, generator = self.images.numpy(), self.generator.bit_generator
+        for index in indices:
+            self.counter[2], self.counter[3] = index, epoch
+            generator.state = self.state
+            self.python.seed(generator.random_raw())
+            yield self.transform(image=images[index])["image"]
 
     def save_samples(self, classes, path):
         """A picture of what the network sees: ten originals above augmented versions."""
@@ -217,7 +222,7 @@ class AugmentedImages(Dataset):
         images = [*self.images[picked]]
         titles = [classes[self.labels[index]] for index in picked]
         for epoch in (1, 2, 3):
-            images += [self.augment(epoch, index) for index in picked]
+            images += self.augment(epoch, picked)
             titles += [f"in epoch {epoch}"] * len(picked)
         plot_images(images, titles, 10, path, "Originals, and what the network sees")
 

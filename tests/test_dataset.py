@@ -70,14 +70,14 @@ def test_hole_is_one_block_of_the_mean():
     steps = augmentation(MEAN, hole=0.3)
     data = AugmentedImages(torch.from_numpy(images), None, steps, 0)
     holes = 0
-    for index in range(200):  # white images stay white under the other two
-        is_hole = (data.augment(1, index) != 255).any(-1)
+    for image in data.augment(1, range(200)):
+        is_hole = (image != 255).any(-1)  # white stays white under the other two
         if is_hole.any():
             holes += 1
             rows, columns = is_hole.any(1).nonzero()[0], is_hole.any(0).nonzero()[0]
             assert rows[-1] - rows[0] == columns[-1] - columns[0] == 15
             assert is_hole.sum() == 256
-            assert (data.augment(1, index)[is_hole] == FILL).all()
+            assert (image[is_hole] == FILL).all()
     assert 30 < holes < 90  # of 200, one in 0.3
 
 
@@ -87,7 +87,7 @@ def test_each_step_strikes_by_itself():
     ramp[:, :16] = 200  # dark and light: a flip swaps the halves
     images = torch.from_numpy(ramp).expand(2000, 32, 32, 3)
     data = AugmentedImages(images, None, augmentation(MEAN, hole=0.3), 0)
-    results = [data.augment(1, index) for index in range(2000)]
+    results = [*data.augment(1, range(2000))]
     flipped = np.array([r[[0, -1], -1].mean() > r[[0, -1], 0].mean() for r in results])
     holed = np.array([(r == FILL).all(-1).sum() > 200 for r in results])
     assert abs(flipped.mean() - 0.5) < 0.05
@@ -139,11 +139,10 @@ def test_epochs_and_seeds_differ_and_persistent_workers_know_the_epoch():
 def test_no_two_images_are_augmented_alike():
     images = noise(1).expand(500, 32, 32, 3)
     data = AugmentedImages(images, None, augmentation(MEAN, move=0.5), 0)
-    moved = [data.augment(1, index).tobytes() for index in range(500)]
-    moved += [data.augment(2, index).tobytes() for index in range(500)]
+    moved = [*data.augment(1, range(500)), *data.augment(2, range(500))]
     # Half are shifted, scaled and turned, each by its own amounts; the others are
     # one of two flips, with or without one of 17 x 17 holes.
-    assert len(set(moved)) > 500
+    assert len({image.tobytes() for image in moved}) > 500
 
 
 def test_batches_shuffle_and_leave_out_the_rest():
