@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ARGS ?=
 
-.PHONY: help train record evaluate demo bench check test lint clean
+.PHONY: help train record evaluate variants demo bench check test lint clean
 
 help:
 	@echo "make train     train on CIFAR-10: best.pt, last.pt and results/"
 	@echo "make record    train a long time, for the highest accuracy, into results/record/"
 	@echo "make evaluate  what best.pt learned and where it fails"
+	@echo "make variants  three ways to shrink and three norms, a few epochs each, compared"
 	@echo "make demo      both in a minute on handwritten digits, into results/demo/"
 	@echo "make bench     how fast training is here, part by part"
 	@echo "make check     the network and the assignment's rules"
@@ -26,6 +27,15 @@ record: .venv/ready
 
 evaluate: .venv/ready
 	$(BIN)/python evaluate.py $(ARGS)
+
+# The default network, then two other ways to shrink its maps and two other norms.
+variants: .venv/ready
+	$(BIN)/python train.py --epochs 4 --name dilated $(ARGS)
+	$(BIN)/python train.py --epochs 4 --name strided --downsample strided $(ARGS)
+	$(BIN)/python train.py --epochs 4 --name stride-free --downsample stride-free $(ARGS)
+	$(BIN)/python train.py --epochs 4 --name group --norm group $(ARGS)
+	$(BIN)/python train.py --epochs 4 --name layer --norm layer $(ARGS)
+	$(BIN)/python compare.py $(addprefix results/,dilated strided stride-free group layer)
 
 demo: .venv/ready
 	$(BIN)/python train.py --dataset digits --epochs 10 --name demo $(ARGS)
