@@ -182,14 +182,16 @@ def test_decay_by_the_epoch(call):
     assert rates == ["0.0700", "0.0630", "0.0567"]
 
 
-def test_pretrained_weights_are_those_of_the_readme():
-    path = ROOT / "pretrained" / "default.pt"
+@pytest.mark.parametrize("name, arch", [("default", "residual"), ("record", "record")])
+def test_pretrained_weights_are_those_of_the_readme(name, arch):
+    path = ROOT / "pretrained" / f"{name}.pt"
     checkpoint = load_checkpoint(path)
     net = evaluate.restore(checkpoint)
     assert path.stat().st_size < 1_000_000
     assert all(passed for _, _, passed in checklist(net, checkpoint["accuracy"]))
-    assert checkpoint["net"] == build("residual", "dilated", "batch", None).config | {
+    assert checkpoint["net"] == build(arch, "dilated", "batch", None).config | {
         name: checkpoint["net"][name] for name in ("mean", "std")
     }
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"| seed 0 | {checkpoint['accuracy']:.2%}".replace("%", " %") in readme
+    table = readme.split(f"| {name} network")[1].split("\n\n")[0]
+    assert f"{checkpoint['accuracy']:.2%}".replace("%", " %") in table
