@@ -11,7 +11,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import model
-from model import ARCHS, DOWNSAMPLE, NORMS, Depthwise, Net, Row, build, checklist, trace
+from model import (
+    ARCHS,
+    DOWNSAMPLE,
+    NORMS,
+    Depthwise,
+    Dropout,
+    Net,
+    Row,
+    build,
+    checklist,
+    trace,
+)
 
 COMBINATIONS = list(itertools.product(ARCHS, DOWNSAMPLE, NORMS))
 
@@ -220,6 +231,27 @@ def test_branches_of_different_stride_are_refused():
 
     with pytest.raises(NotImplementedError, match="stride"):
         trace(Mixed())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout(layout):
+    """Against its definition (Srivastava et al., 2014): zero, or 1/(1 - p) as large."""
+    x = torch.rand(50, 7, 31, 31).add(1).to(memory_format=layout).requires_grad_()
+    for p in (0.05, 0.5):
+        torch.manual_seed(0)
+        y = Dropout(p)(x)
+        kept = y != 0
+        # Four units share a random number. Within four standard deviations:
+        shares = [1 - kept.flatten()[i::4].float().mean() for i in range(4)]
+        spread = (p * (1 - p) / (x.numel() / 4)) ** 0.5
+        assert all(abs(share - p) < 4 * spread for share in shares)
+        torch.testing.assert_close(y, torch.where(kept, x / (1 - p), 0))
+        (slope,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(slope, kept / (1 - p))
+        assert y.is_contiguous(memory_format=layout)
+        assert not torch.equal(Dropout(p)(x) != 0, kept)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
 
 
 @pytest.mark.parametrize(
