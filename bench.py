@@ -93,8 +93,7 @@ class OurLoop:
         if compiled and train.can_compile(device):
             torch.compiler.reset()  # or the variants before count as its recompilations
             net.compile()
-        pin = device.type == "cuda"
-        self.loader = training_loader(data, args.batch_size, 0, args.workers, pin)
+        self.loader = training_loader(data, args.batch_size, 0, args.workers, device)
         images, labels = data[0, range(args.batch_size)]
         self.batch = images.to(device, memory_format=layout), labels.to(device)
 
@@ -149,10 +148,10 @@ def bench_augmentation(data):
     return drawn / published
 
 
-def bench_loader(data, pin):
+def bench_loader(data, device):
     print("\nLoader: images a second")
     for workers in range(os.cpu_count() + 1)[:5]:
-        loader = training_loader(data, 128, 0, workers, pin)
+        loader = training_loader(data, 128, 0, workers, device)
         (time,) = seconds(functools.partial(deque, loader, 0))  # takes and forgets
         show(f"{workers} workers", COUNT / time)
 
@@ -183,7 +182,7 @@ def main(argv=None):
     images = torch.randint(256, (COUNT, SIDE, SIDE, 3), dtype=torch.uint8)
     data = AugmentedImages(images, labels, augmentation(MEAN), 0)
     share = bench_augmentation(data)
-    bench_loader(data, device.type == "cuda")
+    bench_loader(data, device)
     best = bench_steps(data, device, args.amp)
 
     print(

@@ -1,13 +1,15 @@
 """The images: where they come from, how they are augmented, how they reach the network.
 
 Images are uint8 tensors (N, 32, 32, 3) in memory throughout. The training images are
-augmented in the workers and travel as uint8; the network itself normalises them.
+augmented by the loader and travel as uint8; the network itself normalises them.
 
     python dataset.py [--dataset folder --data-dir FOLDER]
 
 shows what is there: counts, classes, mean and deviation, samples, and the augmentation.
 """
 
+import atexit
+import multiprocessing
 import os
 import random
 import signal
@@ -250,8 +252,22 @@ def leave_stopping_to_parent(_):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def training_loader(images, batch_size, seed, workers, pin_memory):
-    """A loader of `AugmentedImages`; set `loader.sampler.epoch` before each epoch."""
+@atexit.register
+def stop_workers():
+    """Python would wait for ever for workers of a loader that is still held."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def training_loader(images, batch_size, seed, workers, device):
+    """A loader of `AugmentedImages`; set `loader.sampler.epoch` before each epoch.
+
+    With `workers` None, all cores but two augment, 8 at most; where there are only two,
+    the training process does so itself, unless a GPU would wait for it.
+    """
+    on_gpu = device.type == "cuda"
+    if workers is None:
+        workers = min(8, max(int(on_gpu), os.cpu_count() - 2))
     return DataLoader(
         images,
         sampler=Batches(len(images.labels), batch_size, seed),
@@ -259,7 +275,7 @@ def training_loader(images, batch_size, seed, workers, pin_memory):
         num_workers=workers,
         persistent_workers=workers > 0,
         worker_init_fn=leave_stopping_to_parent,
-        pin_memory=pin_memory,
+        pin_memory=on_gpu,
         generator=torch.Generator(),  # the workers' number leaves torch's own alone
     )
 

@@ -61,7 +61,12 @@ def parse_arguments(argv):
         metavar="N",
         help="training images that choose the best epoch; 0: the test images do",
     )
-    add("-j", "--workers", type=natural, default=1, help="processes that augment")
+    add(
+        "-j",
+        "--workers",
+        type=natural,
+        help="processes that augment; None: all cores but two, 8 at most",
+    )
     add("--move", type=share, default=0.3, help="share of images moved and turned")
     add("--hole", type=share, default=0.15, help="share of images with a hole")
 
@@ -210,8 +215,7 @@ def main(argv=None):
     flip = args.dataset != "digits"
     transform = augmentation(mean, flip, args.move, args.hole)
     data = AugmentedImages(*splits["train"], transform, args.seed)
-    pin = device.type == "cuda"
-    loader = training_loader(data, args.batch_size, args.seed, args.workers, pin)
+    loader = training_loader(data, args.batch_size, args.seed, args.workers, device)
 
     # The network and what trains it.
     choice = args.arch, args.downsample, args.norm, args.dropout

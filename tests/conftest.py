@@ -15,12 +15,12 @@ sys.path.insert(0, str(ROOT))
 import utils
 
 
-def run_script(folder, *command, path=""):
+def run_script(folder, *command, path="", timeout=600):
     """Run Python in a folder, in a process of its own, and wait for it."""
     return subprocess.run(
         [sys.executable, *map(str, command)],
         check=False,
-        timeout=600,
+        timeout=timeout,
         cwd=folder,
         capture_output=True,
         text=True,

@@ -71,7 +71,7 @@ def main(argv=None):
     splits, classes = load_splits("folder", own.data_dir)
     mean, std = mean_and_std(splits["train"][0])
     data = AugmentedImages(*splits["train"], published_augmentation(mean), 0)
-    loader = training_loader(data, 128, 0, args.workers, device.type == "cuda")
+    loader = training_loader(data, 128, 0, args.workers, device)
     net = Net(ROWS, len(classes), "batch", 0.0, mean, std).to(device)
     net.o.conv.conv.bias = nn.Parameter(torch.zeros(len(classes), device=device))
     print_summary(net)

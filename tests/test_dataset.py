@@ -1,5 +1,6 @@
 """Images from every source, and what the augmentation does to them."""
 
+import os
 import pickle
 import sys
 import tarfile
@@ -96,7 +97,7 @@ def test_each_step_strikes_by_itself():
 
 
 def run_epoch(data, epoch, workers, context=None):
-    loader = training_loader(data, 8, 0, workers, False)
+    loader = training_loader(data, 8, 0, workers, torch.device("cpu"))
     loader.multiprocessing_context = context if workers else None
     loader.sampler.epoch = epoch
     images, labels = zip(*loader)
@@ -117,8 +118,33 @@ def test_workers_change_nothing(workers, context):
     assert images.dtype == torch.uint8
 
 
+@pytest.mark.parametrize(
+    ("cores", "device", "workers"),
+    [(2, "cpu", 0), (1, "cpu", 0), (4, "cpu", 2), (2, "cuda", 1), (64, "cuda", 8)],
+)
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_by_cores(monkeypatch, cores, device, workers):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    loader = training_loader(augmented(), 8, 0, None, torch.device(device))
+    assert loader.num_workers == workers
+    assert loader.pin_memory == (device == "cuda")
+
+
+def test_workers_do_not_outlive_a_script_that_holds_its_loader():
+    script = (
+        "import torch; from test_dataset import *\n"
+        "loader = training_loader(augmented(), 8, 0, 2, torch.device('cpu'))\n"
+        "held = iter(loader); next(held); print(*(w.pid for w in held._workers))\n"
+    )
+    result = run_script(ROOT, "-c", script, path=ROOT / "tests", timeout=60)
+    assert result.returncode == 0, result.stderr
+    for pid in result.stdout.split():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid), 0)
+
+
 def test_epochs_and_seeds_differ_and_persistent_workers_know_the_epoch():
-    loader = training_loader(augmented(), 8, 0, 2, False)
+    loader = training_loader(augmented(), 8, 0, 2, torch.device("cpu"))
     epochs = {}
     for epoch in (1, 2):
         loader.sampler.epoch = epoch
