@@ -282,6 +282,21 @@ def test_depthwise_convolutions_are_pytorchs(kernel, stride, padding, dilation, 
         torch.testing.assert_close(own, other)
 
 
+@pytest.mark.parametrize("dilation", [1, 2, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_gradients_in_bfloat16(dilation, stride):
+    """Of wide maps, which a library's kernel for dilation gets wrong on some CPUs."""
+    conv = Depthwise(32, 3, stride, dilation, dilation)
+    x = torch.randn(16, 32, 64, 64).to(memory_format=torch.channels_last)
+    gradients = []
+    for is_enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
+            y = conv(x)
+        gradients.append(torch.autograd.grad(y.float().square().sum(), conv.weight)[0])
+    exact, ours = gradients
+    assert (ours - exact).norm() < 0.02 * exact.norm()
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_multiply_adds_agree_with_torch(arch):
     net = build(arch, "dilated", "batch", None).eval()
