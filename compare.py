@@ -7,6 +7,8 @@ Each folder is one that `python train.py --name NAME` left.
 
 import csv
 import json
+import operator
+import statistics
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -58,10 +60,22 @@ def read_run(folder):
 
 
 def differing(options):
-    """The options in which some of the trainings differ: a text for each of them."""
+    """The options in which some of the trainings differ."""
     names = sorted(set().union(*options) - PLACES)
-    names = [n for n in names if len({str(given.get(n)) for given in options}) > 1]
-    return [", ".join(f"{n} {given.get(n)}" for n in names) for given in options]
+    return [n for n in names if len({str(given.get(n)) for given in options}) > 1]
+
+
+def print_spread(runs):
+    """Print mean and spread of trainings that differ in their seed alone."""
+    accuracies = [
+        [row[f"{split}_accuracy"] for row in history] for _, _, split, history in runs
+    ]
+    for name, pick in ("best", max), ("last", operator.itemgetter(-1)):
+        values = [*map(pick, accuracies)]
+        print(
+            f"{name}: mean {statistics.mean(values):.2%}, standard deviation "
+            f"{statistics.stdev(values):.2%}, min {min(values):.2%}, max {max(values):.2%}"
+        )
 
 
 def plot(runs, labels, path):
@@ -92,7 +106,9 @@ def main(argv=None):
         raise UserError(f"no folder among {', '.join(map(str, args.folders))}")
     runs = [read_run(folder) for folder in folders]
     names = [folder.name for folder in folders]
-    texts = differing([options for options, *_ in runs])
+    options = [given for given, *_ in runs]
+    differ = differing(options)
+    texts = [", ".join(f"{n} {given.get(n)}" for n in differ) for given in options]
     table = [["name", *runs[0][1], "options that differ"]]
     for name, (_, figures, *_), text in zip(names, runs, texts):
         table.append([name, *figures.values(), text])
@@ -100,6 +116,9 @@ def main(argv=None):
     for name, *cells, text in table:
         middle = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:])]
         print(f"{name:{widths[0]}}", *middle, text, sep="  ")
+    if differ == ["seed"]:
+        print()
+        print_spread(runs)
     plot(runs, names, args.out)
     print(f"\nPicture: {args.out}")
 

@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets import CIFAR10, ImageFolder
 from tqdm import tqdm
 
+from distributed import ALONE
 from utils import Parser, UserError, check_writable, is_text, plot_images, run
 
 SIDE = 32  # pixels
@@ -230,21 +231,22 @@ class AugmentedImages(Dataset):
 
 
 class Batches(Sampler):
-    """The keys of an epoch's batches, shuffled; images short of a batch are left out."""
+    """The keys of an epoch's batches, shuffled; images short of a batch are left out.
 
-    def __init__(self, length, batch_size, seed):
+    Of several processes each takes its part of every batch.
+    """
+
+    def __init__(self, length, batch_size, seed, world=ALONE):
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.epoch = 0
+        self.world, self.epoch = world, 0
 
     def __len__(self):
         return self.length // self.batch_size
 
     def __iter__(self):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        for batch in (
-            order[: len(self) * self.batch_size].reshape(len(self), -1).tolist()
-        ):
-            yield self.epoch, batch
+        for batch in order[: len(self) * self.batch_size].reshape(len(self), -1):
+            yield self.epoch, self.world.share(batch.tolist())
 
 
 def leave_stopping_to_parent(_):
@@ -259,7 +261,7 @@ def stop_workers():
         worker.kill()
 
 
-def training_loader(images, batch_size, seed, workers, device):
+def training_loader(images, batch_size, seed, workers, device, world=ALONE):
     """A loader of `AugmentedImages`; set `loader.sampler.epoch` before each epoch.
 
     With `workers` None, all cores but two augment, 8 at most; where there are only two,
@@ -270,7 +272,7 @@ def training_loader(images, batch_size, seed, workers, device):
         workers = min(8, max(int(on_gpu), os.cpu_count() - 2))
     return DataLoader(
         images,
-        sampler=Batches(len(images.labels), batch_size, seed),
+        sampler=Batches(len(images.labels), batch_size, seed, world),
         batch_size=None,  # the sampler's keys are batches already
         num_workers=workers,
         persistent_workers=workers > 0,

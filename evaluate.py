@@ -18,6 +18,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from dataset import DATASETS, load, read_image
+from distributed import ALONE
 from gradcam import grad_cam, overlay
 from model import checklist, print_checklist, restore
 from utils import (
@@ -36,21 +37,22 @@ from utils import (
 
 
 @torch.inference_mode()
-def predict(net, images, device, dtype, mirror=False, batch_size=500):
+def predict(net, images, device, dtype, mirror=False, batch_size=500, world=ALONE):
     """Logits (N, classes), float32 on the CPU, of uint8 images (N, 32, 32, 3).
 
-    With `mirror` they are the mean of those of the image and of its mirror image.
+    With `mirror` they are the mean of those of the image and of its mirror image. Several
+    processes share out the batches, and each gets all logits.
     """
     net.eval()
     logits = []
-    for batch in images.permute(0, 3, 1, 2).split(batch_size):
+    for batch in world.share(images.permute(0, 3, 1, 2).split(batch_size)):
         batch = batch.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             result = net(batch).float()
             if mirror:
                 result = (result + net(batch.flip(3)).float()) / 2
         logits.append(result.cpu())
-    return torch.cat(logits)
+    return torch.cat(world.gather(logits))
 
 
 def loss_and_accuracy(logits, labels):

@@ -3,8 +3,11 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from distributed import ALONE
 
 
 class Muon(torch.optim.Muon):
@@ -29,8 +32,10 @@ def as_matrix(kernel):
 class Training:
     """All that training changes: network, averaged weights, optimizers and schedules."""
 
-    def __init__(self, net, args, steps):
+    def __init__(self, net, args, steps, world=ALONE):
         self.net, self.smoothing, self.l1 = net, args.label_smoothing, args.l1
+        # With equal parts of the batch, the mean of the processes' gradients is its own.
+        self.forward = DistributedDataParallel(net) if world.size > 1 else net
         average = get_ema_multi_avg_fn(1 - 1 / max(1, args.ema * steps))
         self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
         # Kernels that mix channels, but for the last, which gives the logits: Muon.
@@ -66,7 +71,7 @@ class Training:
     def step(self, images, labels, dtype):
         """One step; returns the batch's loss and the number of right answers."""
         with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
-            logits = self.net(images)
+            logits = self.forward(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
         if self.l1:
             loss = loss + self.l1 * sum(w.abs().sum() for w in self.net.parameters())

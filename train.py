@@ -3,6 +3,7 @@
     python train.py [--dataset folder --data-dir FOLDER] [--arch reference] ...
     python train.py --resume last.pt
     python train.py --find-lr
+    torchrun --standalone --nproc-per-node=2 train.py ...
 
 Writes the best epoch to --ckpt and the last one beside it, as last.pt; the history, its
 curves, a picture of the augmentation and run.json to the folder --out.
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import compare
+import distributed
 import utils
 from dataset import (
     DATASETS,
@@ -30,6 +33,7 @@ from dataset import (
     mean_and_std,
     training_loader,
 )
+from distributed import ALONE
 from evaluate import loss_and_accuracy, predict
 from lr_finder import find_lr
 from model import add_network_options, build, checklist, restore
@@ -38,6 +42,7 @@ from utils import UserError, number
 
 WHERE = (
     "device",
+    "seeds",
     "dry_run",
     "find_lr",
     "resume",
@@ -100,6 +105,7 @@ def parse_arguments(argv):
         default=0,
         help="of weights, order and augmentation",
     )
+    add("--seeds", type=positive, default=1, help="as many trainings, from --seed on")
 
     add = parser.add_argument_group("machine").add_argument
     utils.add_machine_options(add)
@@ -110,6 +116,7 @@ def parse_arguments(argv):
         help="auto: where a compiler is found and the training is long enough",
     )
 
+    add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
     add("--deterministic", action="store_true", help="same bits each time on CUDA too")
 
     add = parser.add_argument_group("output").add_argument
@@ -152,11 +159,11 @@ def can_compile(device):
     return True
 
 
-def train_one_epoch(training, batches, epoch, device, dtype):
+def train_one_epoch(training, batches, epoch, device, dtype, world=ALONE):
     """One pass over the batches; returns loss and accuracy on the augmented images.
 
-    Both are read off the device at the end, so that it need not wait in between.
-    Raises UserError where a loss was not finite.
+    Both are read off the device at the end, so that it need not wait in between, and
+    are those of all processes. Raises UserError where a loss was not finite.
     """
     training.net.train()
     losses, rates, right, seen = [], [], 0, 0
@@ -170,7 +177,8 @@ def train_one_epoch(training, batches, epoch, device, dtype):
         if batches.n % 50 == 0 and not batches.disable:
             accuracy = f"accuracy {right.item() / seen:.1%}, lr {rates[-1]:.4f}"
             batches.set_postfix_str(f"loss {loss.item():.3f}, {accuracy}")
-    losses = torch.stack(losses).cpu()
+    losses = world.sum(torch.stack(losses)).cpu() / world.size
+    right, seen = world.sum(right), seen * world.size
     if not losses.isfinite().all():
         batch = losses.isfinite().int().argmin()
         raise UserError(
@@ -182,21 +190,69 @@ def train_one_epoch(training, batches, epoch, device, dtype):
 
 def main(argv=None):
     args, resumed = parse_arguments(argv)
+    if args.name in ("", "..") or Path(args.name or "").name != (args.name or ""):
+        raise UserError(f"--name '{args.name}' is no name of a folder")
+    if args.seeds > 1 and (args.find_lr or args.resume):
+        raise UserError(
+            "--find-lr and --resume are for one training: leave out --seeds"
+        )
+    world, device = distributed.join(utils.pick_device(args.device))
+    if args.find_lr and world.size > 1:
+        raise UserError("--find-lr is for one process: leave out torchrun")
+    try:
+        if args.seeds > 1:
+            status = train_seeds(args, device, world)
+        else:
+            status = train(args, resumed, device, world)
+    except RuntimeError as error:
+        if not distributed.is_lost(error):
+            raise
+        raise UserError(
+            "another process ended: what is saved is whole, --resume goes on"
+        )
+    distributed.leave()
+    return status
+
+
+def train_seeds(args, device, world):
+    """Trainings that differ in their seed alone, shared out over the processes."""
+    out = Path("results", args.name) if args.name else Path(args.out)
+    folders = [out / f"seed-{args.seed + number}" for number in range(args.seeds)]
+    status, trouble = 0, None
+    for folder in world.share(folders):
+        own = {"seed": int(folder.name.removeprefix("seed-")), "seeds": 1, "name": None}
+        own |= {"out": str(folder), "ckpt": str(folder / "best.pt")}
+        print(f"\nin {folder}")
+        try:
+            status = train(argparse.Namespace(**vars(args) | own), None, device)
+        except UserError as error:
+            trouble = f"{folder}: {error}"
+        if status or trouble:
+            break
+    if troubles := [*filter(None, world.gather([trouble]))]:
+        raise UserError("; ".join(troubles))
+    status = max(world.gather([status]))
+    if status == 0 and world.rank == 0 and not args.dry_run:
+        print()
+        compare.main([*map(str, folders), "--out", str(out / "compare.png")])
+    return status
+
+
+def train(args, resumed, device, world=ALONE):
+    """One training; returns the exit status."""
     best_path, out = Path(args.ckpt), Path(args.out)
     if args.name is not None:
-        if Path(args.name).name != args.name or args.name in ("", ".."):
-            raise UserError(f"--name '{args.name}' is no name of a folder")
         out = Path("results", args.name)
         best_path = out / "best.pt"
     last_path = best_path.parent / "last.pt"
+    writes = world.rank == 0 and not args.dry_run
     if best_path == last_path:
         raise UserError("last.pt is the last epoch's: give --ckpt another name")
     names = ("history.csv", "run.json", "curves.png", "augmented.png")
     if args.find_lr:
         utils.check_writable(out / "lr_finder.png")
-    elif not args.dry_run:
+    elif writes:
         utils.check_writable(best_path, last_path, *(out / name for name in names))
-    device = utils.pick_device(args.device)
     dtype = utils.pick_precision(device, args.amp)
     torch.manual_seed(args.seed)
     if args.deterministic:
@@ -204,9 +260,16 @@ def main(argv=None):
         torch.use_deterministic_algorithms(True)
 
     # Images. Of these data sets, the digits alone are something else in the mirror.
-    splits, classes = load_splits(args.dataset, args.data_dir, args.val_size)
+    splits, classes = world.first_on_its_node(
+        lambda: load_splits(args.dataset, args.data_dir, args.val_size)
+    )
     if args.batch_size > (count := len(splits["train"][1])):
         raise UserError(f"--batch-size {args.batch_size}: there are {count} images")
+    if args.batch_size % world.size:
+        raise UserError(
+            f"--batch-size {args.batch_size} on {world.size} processes: "
+            "choose one they can share evenly"
+        )
     if args.dry_run:
         args.epochs, some = 1, slice(args.batch_size)
         splits = {name: (i[some], k[some]) for name, (i, k) in splits.items()}
@@ -215,18 +278,24 @@ def main(argv=None):
     flip = args.dataset != "digits"
     transform = augmentation(mean, flip, args.move, args.hole)
     data = AugmentedImages(*splits["train"], transform, args.seed)
-    loader = training_loader(data, args.batch_size, args.seed, args.workers, device)
+    loading = args.batch_size, args.seed, args.workers, device, world
+    loader = training_loader(data, *loading)
 
     # The network and what trains it.
     choice = args.arch, args.downsample, args.norm, args.dropout
     net = build(*choice, len(classes), mean, std).to(device)
-    training = Training(net, args, steps=args.epochs * len(loader))
+    if args.sync_bn:
+        if device.type != "cuda" or world.size == 1:
+            raise UserError("--sync-bn is for several processes on CUDA")
+        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    training = Training(net, args, args.epochs * len(loader), world)
     is_long = args.epochs * count >= COMPILE_FROM
     compiled = args.compile == "auto" and is_long and can_compile(device)
     if compiled:
         net.compile()  # in place: its weights keep their names
 
     made_with = utils.provenance(device, dtype) | {"compiled": compiled}
+    made_with["processes"] = world.size
     made_with["images"] = {name: len(labels) for name, (_, labels) in splits.items()}
     made_with["sha256"] = digest(*splits["train"])
     options = {key: value for key, value in vars(args).items() if key not in WHERE}
@@ -243,22 +312,31 @@ def main(argv=None):
         )
         print(f"the losses are in {out / 'lr_finder.png'}")
         return 0
+    if not resumed and distributed.is_restart() and last_path.exists():
+        last = utils.load_checkpoint(last_path)
+        own = distributed.run_id() == last["resume"].get("run_id")
+        resumed = last if own and last["args"] == run["args"] else None
     history, seconds = resume(resumed, run, training) if resumed else ([], [])
-    if not args.dry_run:
+    if len(set(world.gather([(len(history), made_with["sha256"])]))) > 1:
+        raise UserError("the processes do not see the same images and last.pt")
+    if writes:
         data.save_samples(classes, out / "augmented.png")
     try:
         for epoch in range(len(history) + 1, args.epochs + 1):
             start, lr = time.perf_counter(), training.lr
             # Dropout draws from torch's generator: for each epoch alone, as all else.
-            own = np.random.SeedSequence((args.seed, epoch)).generate_state(1)
-            torch.manual_seed(int(own[0]))
+            own = np.random.SeedSequence((args.seed, epoch, world.rank))
+            torch.manual_seed(int(own.generate_state(1)[0]))
             loader.sampler.epoch = epoch
-            batches = tqdm(loader, f"epoch {epoch}", leave=False, disable=None)
+            is_quiet = True if world.rank else None  # None: where nobody watches
+            batches = tqdm(loader, f"epoch {epoch}", leave=False, disable=is_quiet)
             train_loss, train_accuracy = train_one_epoch(
-                training, batches, epoch, device, dtype
+                training, batches, epoch, device, dtype, world
             )
-            logits = predict(training.ema.module, splits[chooser][0], device, dtype)
-            loss, accuracy = loss_and_accuracy(logits, splits[chooser][1])
+            world.share_buffers(net, training.ema.module)
+            images, labels = splits[chooser]
+            logits = predict(training.ema.module, images, device, dtype, world=world)
+            loss, accuracy = loss_and_accuracy(logits, labels)
             if not math.isfinite(loss):
                 raise UserError(f"the {chooser} loss became {loss} in epoch {epoch}")
             row = {"epoch": epoch, "lr": lr}
@@ -270,7 +348,7 @@ def main(argv=None):
             print_epoch(
                 row, args.epochs, chooser, count / times[-1], times[-1], is_best
             )
-            if not args.dry_run:
+            if writes:
                 weights = training.ema.module.state_dict()
                 result = {"epoch": epoch, "accuracy": accuracy, "weights": weights}
                 if is_best:
@@ -279,6 +357,7 @@ def main(argv=None):
                 utils.write_json(out / "run.json", {**run, "seconds": times})
                 # With this one the epoch counts as finished; the others are there.
                 state = training.state_dict() | {"history": rows, "seconds": times}
+                state["run_id"] = distributed.run_id()
                 utils.save_checkpoint(last_path, run | result | {"resume": state})
             history, seconds = rows, times
     except KeyboardInterrupt:
@@ -290,6 +369,7 @@ def main(argv=None):
     status = 0 if len(history) == args.epochs else 130
     if not history or args.dry_run:
         print("nothing was written")
+    if not history or not writes:
         return status
     utils.plot_curves(history, chooser, out / "curves.png")
     best = utils.best_epoch(history, chooser)

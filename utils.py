@@ -60,12 +60,17 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        complain(f"{Path(sys.argv[0]).name}: error: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        complain("interrupted")
         sys.exit(130)
+
+
+def complain(message):
+    """Print one line on stderr; of the processes torchrun started, one a node does."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(" ".join(message.split()), file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,7 +81,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**settings)
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (--help shows the options)\n")
+        complain(f"{self.prog}: error: {message} (--help shows the options)")
+        self.exit(2)
 
 
 def number(kind, low, high=math.inf):

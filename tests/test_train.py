@@ -285,6 +285,8 @@ def test_precision_is_a_choice(call, monkeypatch):
         (["--label-smoothing", "2"], "0 to 1"),
         (["--dropout", "1.5"], "0 to 1"),
         (["-j", "-1"], "0 or more"),
+        (["--seeds", "2", "--find-lr"], "leave out --seeds"),
+        (["--sync-bn"], "several processes on CUDA"),
         (["--val-size", "1437"], "--val-size"),
         (["--dataset", "imagenet"], "cifar10"),
         (["--arch", "resnet"], "reference"),

@@ -1,0 +1,211 @@
+"""Several processes under torchrun, against one."""
+
+import csv
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+
+import train
+from dataset import load_splits
+from evaluate import loss_and_accuracy, predict
+from model import restore
+from utils import load_checkpoint
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+
+# Group norm sees an image at a time, so that processes change the order of sums alone; and
+# at a rate this low training does not blow their rounding up.
+SMALL = ["--dataset", "digits", "--val-size", "1100", "-b", "64", "--norm", "group"]
+SMALL += ["--amp", "off", "--optimizer", "sgd", "--lr", "0.01", "--epochs", "3"]
+TOLERANCE = 1e-4
+
+
+def torchrun(folder, *launch, arguments=SMALL):
+    """A started torchrun, in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    launcher = [sys.executable, "-u", "-m", "torch.distributed.run", *launch]
+    return subprocess.Popen(
+        [*map(str, launcher), str(ROOT / "train.py"), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def two(folder, *launch, **settings):
+    return torchrun(folder, "--standalone", "--nproc-per-node=2", *launch, **settings)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of the same training in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    result = run_script(folder, ROOT / "train.py", *SMALL)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def assert_same_weights(one, other):
+    """Of two folders: averaged weights and the net's own, as a share of their length."""
+    one, other = (torch.load(folder / "last.pt") for folder in (one, other))
+    for ours, theirs in (
+        (one["weights"], other["weights"]),
+        (one["resume"]["net"], other["resume"]["net"]),
+    ):
+        ours, theirs = (
+            torch.cat([*map(torch.ravel, weights.values())])
+            for weights in (ours, theirs)
+        )
+        assert (ours - theirs).norm() < TOLERANCE * ours.norm()
+
+
+def read_history(folder):
+    with open(folder / "results" / "history.csv") as file:
+        return [*csv.DictReader(file)]
+
+
+def kill_one(process, after):
+    """Kill the last process of a torchrun once a line is printed; returns the lines."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(after):
+            break
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    with open(children) as file:
+        os.kill(int(file.read().split()[-1]), signal.SIGKILL)
+    return lines
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+
+def test_two_processes_are_one(alone, tmp_path):
+    output, errors = two(tmp_path).communicate(timeout=120)
+    assert output.count("epoch 1/3") == 1, errors
+    assert_same_weights(alone, tmp_path)
+
+    # Each of 1,100 images counts once: three batches, of which one process took two.
+    checkpoint = load_checkpoint(tmp_path / "last.pt")
+    splits, _ = load_splits("digits", "", 1100)
+    logits = predict(
+        restore(checkpoint), splits["val"][0], torch.device("cpu"), torch.float32
+    )
+    loss, accuracy = loss_and_accuracy(logits, splits["val"][1])
+    assert checkpoint["accuracy"] == accuracy
+    last, lasts = read_history(tmp_path)[-1], read_history(alone)[-1]
+    assert float(last["val_accuracy"]) == accuracy
+    assert float(last["val_loss"]) == pytest.approx(loss, rel=1e-5)
+    assert float(last["train_loss"]) == pytest.approx(
+        float(lasts["train_loss"]), rel=1e-4
+    )
+    assert last["train_accuracy"] == lasts["train_accuracy"]
+
+
+@linux
+def test_one_killed_ends_all_and_one_process_resumes(alone, tmp_path):
+    process = two(tmp_path)
+    start = time.monotonic()
+    kill_one(process, "epoch 1/3")
+    output, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start < 30
+    assert process.returncode != 0
+    assert 'train.py", line' not in errors  # no traceback but torchrun's own
+    assert "--resume" in output + errors, errors
+    assert not list(tmp_path.rglob("*.tmp"))
+    load_checkpoint(tmp_path / "best.pt")
+    assert len(read_history(tmp_path)) < 3
+    result = run_script(tmp_path, ROOT / "train.py", "--resume", "last.pt")
+    assert result.returncode == 0, result.stderr
+    assert "processes was 2" in result.stdout
+    assert_same_weights(alone, tmp_path)
+
+
+@linux
+def test_restarted_by_torchrun_it_goes_on(alone, tmp_path):
+    (tmp_path / "last.pt").write_text("of another training, not to go on with")
+    process = two(tmp_path, "--max-restarts=1")
+    before = kill_one(process, "epoch 1/3")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    whole = "".join(before) + output
+    assert [whole.count(f"epoch {epoch}/3") for epoch in (1, 2, 3)] == [1, 1, 1]
+    assert_same_weights(alone, tmp_path)
+
+
+def test_two_nodes(alone, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    launch = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    launch += [f"--rdzv-endpoint={endpoint}", "--rdzv-id=1"]
+    nodes = []
+    for rank, address in enumerate(("127.0.0.1", "127.0.0.2")):
+        own = [f"--local-addr={address}"] if sys.platform.startswith("linux") else []
+        nodes.append(
+            torchrun(tmp_path / str(rank), *launch, f"--node-rank={rank}", *own)
+        )
+    outputs = [node.communicate(timeout=120) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    folders = tmp_path / "0", tmp_path / "1"
+    first, second = sorted(folders, key=lambda folder: -len(list(folder.iterdir())))
+    assert not list(second.iterdir())
+    assert sum("epoch 1/3" in output for output, _ in outputs) == 1
+    assert_same_weights(alone, first)
+
+
+def test_seeds(alone, tmp_path):
+    process = two(tmp_path, arguments=[*SMALL, "--seeds", "2"])
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    seeds = [tmp_path / "results" / f"seed-{seed}" for seed in (0, 1)]
+    assert_same_weights(alone, seeds[0])
+    with pytest.raises(AssertionError):
+        assert_same_weights(*seeds)
+    accuracies = []
+    for folder in seeds:
+        with open(folder / "history.csv") as file:
+            accuracies.append([float(r["val_accuracy"]) for r in csv.DictReader(file)])
+    last = [row[-1] for row in accuracies]
+    mean, deviation = statistics.mean(last), abs(last[0] - last[1]) / 2**0.5
+    line = f"last: mean {mean:.2%}, standard deviation {deviation:.2%}, "
+    assert f"{line}min {min(last):.2%}, max {max(last):.2%}" in output
+    assert (tmp_path / "results" / "compare.png").exists()
+
+
+def test_seeds_one_after_another(call, tmp_path):
+    options = [*SMALL, "--epochs", "1", "--seeds", "2", "--seed", "5", "--name", "two"]
+    status, output, errors = call(train.main, *options)
+    assert status == 0, errors
+    assert sorted(path.name for path in (tmp_path / "results/two").iterdir()) == [
+        "compare.png", "seed-5", "seed-6",
+    ]  # fmt: skip
+    assert "standard deviation" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-b", "63"], "choose one they can share evenly"),
+        (["--find-lr"], "leave out torchrun"),
+        (["--lr", "x"], "--help shows the options"),
+    ],
+)
+def test_errors_are_said_once(tmp_path, arguments, message):
+    process = two(tmp_path, arguments=[*SMALL, *arguments])
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count(message) == 1, errors
+    assert "UserError" not in errors  # as a traceback would name it
+    assert not list(tmp_path.iterdir())
