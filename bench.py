@@ -25,7 +25,8 @@ import optim
 import train
 import utils
 from dataset import SIDE, AugmentedImages, augmentation, training_loader
-from model import Depthwise, Dropout, build
+from layers import Depthwise, Dropout
+from model import build
 
 try:
     import resource

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from model import Net, checklist, trace
-from utils import Parser, UserError, check_writable, run, save_figure
+from plots import save_figure
+from utils import Parser, UserError, check_writable, run
 
 PLACES = {"ckpt", "data_dir", "name", "out"}  # options that change no figure
 GOAL = 0.85
@@ -54,9 +55,7 @@ def read_run(folder):
         TypeError,
         ValueError,
     ) as error:
-        raise UserError(
-            f"{folder} is no folder of a training ({error}): train.py --name"
-        )
+        raise UserError(f"{folder} does not hold a whole training: {error}")
 
 
 def differing(options):
@@ -100,10 +99,13 @@ def main(argv=None):
     add("--out", type=Path, default="results/compare.png", help="the picture")
     args = parser.parse_args(argv)
     check_writable(args.out)
-    # results/* holds pictures and tables of its own as well.
-    folders = [folder for folder in args.folders if folder.is_dir()]
+    # results/* holds pictures, tables and other folders as well.
+    folders = [folder for folder in args.folders if (folder / "run.json").exists()]
     if not folders:
-        raise UserError(f"no folder among {', '.join(map(str, args.folders))}")
+        raise UserError(
+            f"no training in {', '.join(map(str, args.folders))}: train.py --name NAME "
+            "leaves one in results/NAME"
+        )
     runs = [read_run(folder) for folder in folders]
     names = [folder.name for folder in folders]
     options = [given for given, *_ in runs]
@@ -120,7 +122,9 @@ def main(argv=None):
         print()
         print_spread(runs)
     plot(runs, names, args.out)
-    print(f"\nPicture: {args.out}")
+    others = [str(p) for p in args.folders if p not in folders and not p.is_file()]
+    print(f"\nLeft out, no training there: {', '.join(others)}" if others else "")
+    print(f"Picture: {args.out}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import os
 import random
 import signal
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -29,10 +28,10 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets import CIFAR10, ImageFolder
-from tqdm import tqdm
 
-from distributed import ALONE
-from utils import Parser, UserError, check_writable, is_text, plot_images, run
+from distributed import ALONE, cores
+from plots import plot_images
+from utils import Parser, UserError, check_writable, is_text, progress, run
 
 SIDE = 32  # pixels
 
@@ -91,10 +90,10 @@ def load_folder(data_dir, train):
         raise UserError(f"{folder} has a class whose name does not print: rename it")
     if len(files.classes) < 2:
         raise UserError(f"{folder} holds one class; a classifier needs two or more")
-    with ThreadPoolExecutor() as pool:
-        images = pool.map(read_image, [path for path, _ in files.samples])
-        progress = tqdm(images, folder, len(files), unit=" images", disable=None)
-        return np.stack(list(progress)), files.targets, files.classes
+    # One after another: images this small keep threads waiting for Python's lock.
+    samples = progress(files.samples, folder, unit=" images")
+    images = np.stack([read_image(path) for path, _ in samples])
+    return images, files.targets, files.classes
 
 
 def read_image(path):
@@ -269,7 +268,7 @@ def training_loader(images, batch_size, seed, workers, device, world=ALONE):
     """
     on_gpu = device.type == "cuda"
     if workers is None:
-        workers = min(8, max(int(on_gpu), os.cpu_count() - 2))
+        workers = min(8, max(int(on_gpu), cores() - 2))
     return DataLoader(
         images,
         sampler=Batches(len(images.labels), batch_size, seed, world),

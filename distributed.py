@@ -66,6 +66,11 @@ class World(NamedTuple):
 ALONE = World()
 
 
+def cores():
+    """How many of the machine's CPU cores are this process's."""
+    return max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def join(device):
     """Join the processes that torchrun started, where it did.
 
@@ -82,6 +87,8 @@ def join(device):
             raise UserError(f"there are {count} GPUs here: --nproc-per-node={count}")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    elif os.environ.get("OMP_NUM_THREADS") == "1":  # as torchrun sets it, unless it is
+        torch.set_num_threads(cores())
     backend = "nccl" if device.type == "cuda" else "gloo"
     # torchrun keeps its store when it restarts: without a prefix the new processes may
     # find the addresses of the dead there.

@@ -21,6 +21,7 @@ from dataset import DATASETS, load, read_image
 from distributed import ALONE
 from gradcam import grad_cam, overlay
 from model import checklist, print_checklist, restore
+from plots import plot_confusion, plot_images
 from utils import (
     Parser,
     UserError,
@@ -29,8 +30,6 @@ from utils import (
     load_checkpoint,
     pick_device,
     pick_precision,
-    plot_confusion,
-    plot_images,
     run,
     write_json,
 )

@@ -8,7 +8,8 @@ from itertools import chain, repeat
 
 from matplotlib.figure import Figure
 
-from utils import UserError, save_figure
+from plots import save_figure
+from utils import UserError
 
 STEPS = 200
 FACTORS = 1e-3, 30  # of the learning rates given, from the first step to the last

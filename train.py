@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import compare
 import distributed
@@ -38,6 +37,7 @@ from evaluate import loss_and_accuracy, predict
 from lr_finder import find_lr
 from model import add_network_options, build, checklist, restore
 from optim import Training
+from plots import plot_curves
 from utils import UserError, number
 
 WHERE = (
@@ -190,8 +190,11 @@ def train_one_epoch(training, batches, epoch, device, dtype, world=ALONE):
 
 def main(argv=None):
     args, resumed = parse_arguments(argv)
-    if args.name in ("", "..") or Path(args.name or "").name != (args.name or ""):
-        raise UserError(f"--name '{args.name}' is no name of a folder")
+    if args.name is not None:
+        if args.name in ("", "..") or Path(args.name).name != args.name:
+            raise UserError(f"--name '{args.name}' is no name of a folder")
+        args.out = os.path.join("results", args.name)
+        args.ckpt = os.path.join(args.out, "best.pt")
     if args.seeds > 1 and (args.find_lr or args.resume):
         raise UserError(
             "--find-lr and --resume are for one training: leave out --seeds"
@@ -216,7 +219,7 @@ def main(argv=None):
 
 def train_seeds(args, device, world):
     """Trainings that differ in their seed alone, shared out over the processes."""
-    out = Path("results", args.name) if args.name else Path(args.out)
+    out = Path(args.out)
     folders = [out / f"seed-{args.seed + number}" for number in range(args.seeds)]
     status, trouble = 0, None
     for folder in world.share(folders):
@@ -241,9 +244,6 @@ def train_seeds(args, device, world):
 def train(args, resumed, device, world=ALONE):
     """One training; returns the exit status."""
     best_path, out = Path(args.ckpt), Path(args.out)
-    if args.name is not None:
-        out = Path("results", args.name)
-        best_path = out / "best.pt"
     last_path = best_path.parent / "last.pt"
     writes = world.rank == 0 and not args.dry_run
     if best_path == last_path:
@@ -328,8 +328,7 @@ def train(args, resumed, device, world=ALONE):
             own = np.random.SeedSequence((args.seed, epoch, world.rank))
             torch.manual_seed(int(own.generate_state(1)[0]))
             loader.sampler.epoch = epoch
-            is_quiet = True if world.rank else None  # None: where nobody watches
-            batches = tqdm(loader, f"epoch {epoch}", leave=False, disable=is_quiet)
+            batches = utils.progress(loader, f"epoch {epoch}")
             train_loss, train_accuracy = train_one_epoch(
                 training, batches, epoch, device, dtype, world
             )
@@ -371,7 +370,7 @@ def train(args, resumed, device, world=ALONE):
         print("nothing was written")
     if not history or not writes:
         return status
-    utils.plot_curves(history, chooser, out / "curves.png")
+    plot_curves(history, chooser, out / "curves.png")
     best = utils.best_epoch(history, chooser)
     for name, row, path in ("best", best, best_path), ("last", history[-1], last_path):
         figure = f"{chooser} accuracy {row[f'{chooser}_accuracy']:.2%}"

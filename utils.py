@@ -1,4 +1,4 @@
-"""What the scripts share: one-line errors, whole files, checkpoints, devices, pictures."""
+"""What the scripts share: one-line errors, whole files, checkpoints, devices."""
 
 import argparse
 import csv
@@ -18,11 +18,8 @@ import unicodedata
 import zipfile
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from tqdm import tqdm
 
 FORMAT = 1  # of checkpoints; one of another number is refused
 SCHEMA = {  # what evaluation reads of a checkpoint
@@ -42,7 +39,6 @@ SCHEMA = {  # what evaluation reads of a checkpoint
     "weights": dict,
 }
 NEEDED = 20_000_000  # bytes of disk for a training's files, twice what they come to
-matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
 
 
 class UserError(Exception):
@@ -71,6 +67,11 @@ def complain(message):
     """Print one line on stderr; of the processes torchrun started, one a node does."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(" ".join(message.split()), file=sys.stderr)
+
+
+def progress(items, name, **settings):
+    """A bar, on a terminal alone, and in one process of those that torchrun started."""
+    return tqdm(items, name, leave=False, disable=None, file=sys.stdout, **settings)
 
 
 class Parser(argparse.ArgumentParser):
@@ -265,70 +266,6 @@ def provenance(device, dtype):
     }
 
 
-def save_figure(figure, path):
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_file(path, buffer.getvalue())
-
-
 def best_epoch(history, split):
     """The row of the highest accuracy, the first of several."""
     return max(history, key=lambda row: row[f"{split}_accuracy"])
-
-
-def plot_curves(history, split, path):
-    """Loss and accuracy by epoch, of training and of `split`, with the best epoch."""
-    epochs = [row["epoch"] for row in history]
-    best = best_epoch(history, split)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axes, name, scale in zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100)):
-        for part, label in (("train", "train (augmented)"), (split, split)):
-            values = [scale * row[f"{part}_{name}"] for row in history]
-            axes.plot(epochs, values, marker=".", label=label)
-        value = scale * best[f"{split}_{name}"]
-        label = f"best epoch, {best['epoch']}: {value:.2f}" + " %" * (scale == 100)
-        axes.plot(best["epoch"], value, "k*", markersize=12, label=label)
-        axes.set(xlabel="epoch", ylabel=name + " (%)" * (scale == 100))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if name == "loss":  # the first ones can be large, and would flatten the rest
-            axes.set_ylim(0, 1.3 * max(row["train_loss"] for row in history))
-        axes.grid(alpha=0.3)
-        axes.legend()
-    save_figure(figure, path)
-
-
-def plot_images(images, titles, columns, path, heading):
-    """A grid of uint8 images (H, W, 3), each under its title."""
-    rows = max(1, math.ceil(len(images) / columns))
-    lines = 1 + max((title.count("\n") for title in titles), default=0)
-    height = (1.5 + 0.2 * lines) * rows + 0.4  # inches
-    figure = Figure(figsize=(1.5 * columns, height), layout="constrained")
-    figure.suptitle(heading)
-    for axes in (grid := figure.subplots(rows, columns, squeeze=False).ravel()):
-        axes.axis("off")
-    for axes, image, title in zip(grid, images, titles):
-        axes.imshow(np.asarray(image))
-        axes.set_title(title, fontsize=9)
-    save_figure(figure, path)
-
-
-def plot_confusion(matrix, classes, path):
-    """Counts of actual (rows) against predicted classes, shaded by share of the row."""
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = 3 + 0.55 * len(classes)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.subplots()
-    figure.colorbar(
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1),
-        label="share of the actual class",
-    )
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
-    axes.set(xlabel="predicted", ylabel="actual")
-    for (row, column), count in np.ndenumerate(matrix):
-        colour = "white" if share[row, column] > 0.5 else "black"
-        axes.text(
-            column, row, count, ha="center", va="center", color=colour, fontsize=8
-        )
-    save_figure(figure, path)

@@ -18,7 +18,6 @@ import albumentations as A
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
 
 import optim
 import train
@@ -85,7 +84,7 @@ def main(argv=None):
         net.compile()
     for epoch in range(1, own.epochs + 1):
         loader.sampler.epoch = epoch
-        batches = tqdm(loader, f"epoch {epoch}", leave=False, disable=None)
+        batches = utils.progress(loader, f"epoch {epoch}")
         result = train.train_one_epoch(training, batches, epoch, device, dtype)
         logits = predict(training.ema.module, splits["test"][0], device, dtype)
         _, accuracy = loss_and_accuracy(logits, splits["test"][1])

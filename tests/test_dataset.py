@@ -119,12 +119,22 @@ def test_workers_change_nothing(workers, context):
 
 
 @pytest.mark.parametrize(
-    ("cores", "device", "workers"),
-    [(2, "cpu", 0), (1, "cpu", 0), (4, "cpu", 2), (2, "cuda", 1), (64, "cuda", 8)],
+    ("cores", "processes", "device", "workers"),
+    [
+        (1, 1, "cpu", 0),
+        (2, 1, "cpu", 0),
+        (4, 1, "cpu", 2),
+        (16, 4, "cpu", 2),
+        (2, 8, "cpu", 0),
+        (2, 1, "cuda", 1),
+        (64, 1, "cuda", 8),
+        (64, 8, "cuda", 6),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_workers_by_cores(monkeypatch, cores, device, workers):
+def test_workers_by_cores(monkeypatch, cores, processes, device, workers):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     loader = training_loader(augmented(), 8, 0, None, torch.device(device))
     assert loader.num_workers == workers
     assert loader.pin_memory == (device == "cuda")

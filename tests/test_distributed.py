@@ -198,7 +198,6 @@ def test_seeds_one_after_another(call, tmp_path):
     ("arguments", "message"),
     [
         (["-b", "63"], "choose one they can share evenly"),
-        (["--find-lr"], "leave out torchrun"),
         (["--lr", "x"], "--help shows the options"),
     ],
 )

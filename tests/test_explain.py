@@ -112,7 +112,7 @@ def test_mirror_images_are_averaged(trained, call):
     assert "and their mirror images" in output
 
 
-def test_compare(trained, call, fails):
+def test_compare(trained, call, fails, tmp_path):
     status, output, _ = call(compare.main, "results/a", "results/b")
     assert status == 0
     header, *rows = output.splitlines()[:3]
@@ -127,9 +127,14 @@ def test_compare(trained, call, fails):
     assert f"{best:.2%}" in rows[0]
     assert "198,264" in rows[0]
     assert np.asarray(Image.open("results/compare.png")).std() > 0
-    (compare.Path("results") / "empty").mkdir()
-    assert "no folder of a training" in fails(compare.main, "results/empty")
-    assert "no folder among" in fails(compare.main, "nowhere")
+    (tmp_path / "results" / "empty").mkdir()
+    assert "no training in" in fails(compare.main, "results/empty", "nowhere")
+    _, output, _ = call(
+        compare.main, "results/a", "results/compare.png", "results/empty"
+    )
+    assert "Left out, no training there: results/empty\n" in output
+    (tmp_path / "results" / "empty" / "run.json").write_text("{}")
+    assert "does not hold a whole training" in fails(compare.main, "results/empty")
 
 
 def test_find_lr_changes_nothing_else(call, tmp_path):

@@ -11,18 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import model
-from model import (
-    ARCHS,
-    DOWNSAMPLE,
-    NORMS,
-    Depthwise,
-    Dropout,
-    Net,
-    Row,
-    build,
-    checklist,
-    trace,
-)
+from layers import Depthwise, Dropout
+from model import ARCHS, DOWNSAMPLE, NORMS, Net, Row, build, checklist, trace
 
 COMBINATIONS = list(itertools.product(ARCHS, DOWNSAMPLE, NORMS))
 

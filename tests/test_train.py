@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, run_script
 
 import bench
+import distributed
 import evaluate
 import optim
 import train
@@ -123,28 +124,17 @@ def test_evaluation_agrees_with_a_plain_loop(trained):
 
 def test_another_seed_gives_another_network(call):
     for seed in (0, 1):
-        assert (
-            call(
-                train.main,
-                *QUICK,
-                "--epochs",
-                1,
-                "--seed",
-                seed,
-                "--ckpt",
-                f"{seed}.pt",
-            )[0]
-            == 0
-        )
+        options = ["--epochs", 1, "--seed", seed, "--ckpt", f"{seed}.pt"]
+        assert call(train.main, *QUICK, *options)[0] == 0
     assert not torch.equal(*(flat(load_checkpoint(f"{seed}.pt")) for seed in (0, 1)))
 
 
 def test_validation_chooses_without_the_test_set(call, monkeypatch):
     seen = []
 
-    def predict(net, images, *rest):
+    def predict(net, images, *rest, **settings):
         seen.append(len(images))
-        return evaluate.predict(net, images, *rest)
+        return evaluate.predict(net, images, *rest, **settings)
 
     monkeypatch.setattr(train, "predict", predict)
     status, output, _ = call(train.main, *QUICK, "--val-size", 200)
@@ -297,6 +287,12 @@ def test_precision_is_a_choice(call, monkeypatch):
 )
 def test_impossible_options(fails, options, message):
     assert message in fails(train.main, "--dataset", "digits", "-j", "0", *options)
+
+
+def test_the_range_test_is_for_one_process(fails, monkeypatch):
+    two = distributed.World(rank=0, size=2)
+    monkeypatch.setattr(distributed, "join", lambda device: (two, device))
+    assert "leave out torchrun" in fails(train.main, *QUICK, "--find-lr")
 
 
 def test_missing_device(fails, monkeypatch):
