@@ -40,14 +40,8 @@ from optim import Training
 from plots import plot_curves
 from utils import UserError, number
 
-WHERE = (
-    "device",
-    "seeds",
-    "dry_run",
-    "find_lr",
-    "resume",
-    "workers",
-)  # options of where and how far, not of what
+# Options of where and how far to train, not of what; a checkpoint does not keep them.
+WHERE = {"device", "dry_run", "find_lr", "resume", "seeds", "workers"}
 COMPILE_FROM = 200_000  # images in all: compiling takes 20 s, won back in about 100,000
 
 
@@ -115,7 +109,6 @@ def parse_arguments(argv):
         default="auto",
         help="auto: where a compiler is found and the training is long enough",
     )
-
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
     add("--deterministic", action="store_true", help="same bits each time on CUDA too")
 
@@ -134,7 +127,7 @@ def parse_arguments(argv):
     blank = argparse.Namespace(**dict.fromkeys(vars(args)))
     parsed = vars(parser.parse_args(argv, blank))
     given = {name: value for name, value in parsed.items() if value is not None}
-    if fixed := [name for name in given if name not in {*WHERE, "data_dir"}]:
+    if fixed := [name for name in given if name not in WHERE | {"data_dir"}]:
         raise UserError(
             "--resume goes on with the options of its training, whose schedule ends with "
             f"its last epoch: leave out --{fixed[0].replace('_', '-')}, or train anew"

@@ -22,9 +22,9 @@ from utils import load_checkpoint
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 
 # Group norm sees an image at a time, so that processes change the order of sums alone; and
-# at a rate this low training does not blow their rounding up.
+# at rates this low training does not blow their rounding up.
 SMALL = ["--dataset", "digits", "--val-size", "1100", "-b", "64", "--norm", "group"]
-SMALL += ["--amp", "off", "--optimizer", "sgd", "--lr", "0.01", "--epochs", "3"]
+SMALL += ["--amp", "off", "--lr", "0.01", "--muon-lr", "0.0003", "--epochs", "3"]
 TOLERANCE = 1e-4
 
 

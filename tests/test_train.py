@@ -372,7 +372,7 @@ def test_bench_measures_every_part(call, monkeypatch):
         "float32, eager, contiguous",
         "published loop, reference network",
         "this loop, default network",
-        "Default network, training to step",
+        "the fastest step above, measured again",
     ):
         (figure,) = re.findall(re.escape(name) + r"\W+([\d.,]+)", output)
         assert float(figure.replace(",", "")) > 0
