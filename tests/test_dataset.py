@@ -142,12 +142,14 @@ def test_workers_by_cores(monkeypatch, cores, processes, device, workers):
 
 def test_workers_do_not_outlive_a_script_that_holds_its_loader():
     script = (
-        "import torch; from test_dataset import *\n"
+        "import multiprocessing.process as p, time, torch; from test_dataset import *\n"
+        "kill = p.BaseProcess.kill\n"  # slow, so that the death of one is heard first
+        "p.BaseProcess.kill = lambda self: (kill(self), time.sleep(0.3))\n"
         "loader = training_loader(augmented(), 8, 0, 2, torch.device('cpu'))\n"
         "held = iter(loader); next(held); print(*(w.pid for w in held._workers))\n"
     )
     result = run_script(ROOT, "-c", script, path=ROOT / "tests", timeout=60)
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
     for pid in result.stdout.split():
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
