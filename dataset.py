@@ -256,9 +256,8 @@ def leave_stopping_to_parent(_):
 @atexit.register
 def stop_workers():
     """Python would wait for ever for workers of a loader that is still held."""
-    if hasattr(
-        signal, "SIGCHLD"
-    ):  # or torch raises an error at the first that is killed
+    if hasattr(signal, "SIGCHLD"):
+        # Or torch raises an error as soon as it hears of the first that is killed.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -15,6 +15,7 @@ matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
 
 
 def save_figure(figure, path):
+    """Write a figure as a PNG file, whole or not at all; UserError where that fails."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_file(path, buffer.getvalue())
