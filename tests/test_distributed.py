@@ -1,5 +1,6 @@
 """Several processes under torchrun, against one."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -11,7 +12,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT
 
 import train
 from dataset import load_splits
@@ -51,8 +52,8 @@ def two(folder, *launch, **settings):
 def alone(tmp_path_factory):
     """The folder of the same training in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    result = run_script(folder, ROOT / "train.py", *SMALL)
-    assert result.returncode == 0, result.stderr
+    with contextlib.chdir(folder):
+        assert train.main(SMALL) == 0
     return folder
 
 
@@ -114,7 +115,7 @@ def test_two_processes_are_one(alone, tmp_path):
 
 
 @linux
-def test_one_killed_ends_all_and_one_process_resumes(alone, tmp_path):
+def test_one_killed_ends_all_and_one_process_resumes(alone, call, tmp_path):
     process = two(tmp_path)
     start = time.monotonic()
     kill_one(process, "epoch 1/3")
@@ -126,9 +127,9 @@ def test_one_killed_ends_all_and_one_process_resumes(alone, tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
     load_checkpoint(tmp_path / "best.pt")
     assert len(read_history(tmp_path)) < 3
-    result = run_script(tmp_path, ROOT / "train.py", "--resume", "last.pt")
-    assert result.returncode == 0, result.stderr
-    assert "processes was 2" in result.stdout
+    status, output, errors = call(train.main, "--resume", "last.pt")
+    assert status == 0, errors
+    assert "processes was 2" in output
     assert_same_weights(alone, tmp_path)
 
 
@@ -194,17 +195,19 @@ def test_seeds_one_after_another(call, tmp_path):
     assert "standard deviation" in output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-b", "63"], "choose one they can share evenly"),
-        (["--lr", "x"], "--help shows the options"),
-    ],
-)
-def test_errors_are_said_once(tmp_path, arguments, message):
-    process = two(tmp_path, arguments=[*SMALL, *arguments])
+def test_errors_are_said_once(tmp_path):
+    process = two(tmp_path, arguments=[*SMALL, "-b", "63"])
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert errors.count(message) == 1, errors
+    assert errors.count("choose one they can share evenly") == 1, errors
     assert "UserError" not in errors  # as a traceback would name it
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_of_a_node_says_what_is_wrong(call, monkeypatch, rank):
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    status, _, errors = call(train.main, "--lr", "x")
+    assert status == 2
+    assert ("--help shows the options" in errors) == (rank == 0)
+    assert errors.count("\n") == 1 - rank
