@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ARGS ?=
 
-.PHONY: help train record evaluate variants demo bench check test lint clean
+.PHONY: help train record evaluate variants demo bench check test test-all lint clean
 
 help:
 	@echo "make train     train on CIFAR-10: best.pt, last.pt and results/"
@@ -13,7 +13,8 @@ help:
 	@echo "make demo      both in a minute on handwritten digits, into results/demo/"
 	@echo "make bench     how fast training is here, part by part"
 	@echo "make check     the network and the assignment's rules"
-	@echo "make test      the tests"
+	@echo "make test      the tests to run after every edit, in a minute or so"
+	@echo "make test-all  all tests: kills, damaged files, several processes, the guide"
 	@echo "make lint      style and format"
 	@echo "make clean     remove .venv and caches; data, checkpoints and results stay"
 	@echo
@@ -42,12 +43,15 @@ demo: .venv/ready
 	$(BIN)/python evaluate.py --ckpt results/demo/best.pt --out results/demo
 
 bench: .venv/ready
-	$(BIN)/python bench.py $(ARGS)
+	$(BIN)/python tools/bench.py $(ARGS)
 
 check: .venv/ready
 	$(BIN)/python model.py $(ARGS)
 
 test: .venv/ready
+	$(BIN)/python -m pytest -q -m "not slow" tests $(ARGS)
+
+test-all: .venv/ready
 	$(BIN)/python -m pytest -q tests $(ARGS)
 
 lint: .venv/ready
@@ -61,4 +65,4 @@ lint: .venv/ready
 	$(BIN)/python -c "open('.venv/ready', 'w').close()"
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache __pycache__ tests/__pycache__
+	rm -rf .venv .pytest_cache .ruff_cache __pycache__ tests/__pycache__ tools/__pycache__

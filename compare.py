@@ -7,46 +7,51 @@ Each folder is one that `python train.py --name NAME` left.
 
 import csv
 import json
-import operator
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from model import Net, checklist, trace
+from model import Net, trace
 from plots import save_figure
+from rules import GOAL, RECEPTIVE_FIELD, checklist
 from utils import Parser, UserError, check_writable, run
 
 PLACES = {"ckpt", "data_dir", "name", "out"}  # options that change no figure
-GOAL = 0.85
+
+
+class Run(NamedTuple):
+    """A training, as its folder has it."""
+
+    name: str
+    options: dict
+    row: dict  # of the table
+    epochs: list
+    accuracies: list  # of the images that chose the best epoch, 0 to 1
 
 
 def read_run(folder):
-    """The row of the table, and the history, of a training's folder."""
+    """The `Run` of a folder; UserError where it does not hold a whole training."""
     try:
         training = json.loads((folder / "run.json").read_text())
+        column = f"{training['chosen_on']}_accuracy"
+        epochs, accuracies = [], []
         with open(folder / "history.csv", newline="") as file:
-            history = [
-                {name: float(value) for name, value in row.items()}
-                for row in csv.DictReader(file)
-            ]
-        net = Net(**training["net"])
-        (_, parameters, _), (_, field, _), *_ = checklist(net)
-        split = training["chosen_on"]
-        accuracies = [row[f"{split}_accuracy"] for row in history]
-        reached = [row["epoch"] for row in history if row[f"{split}_accuracy"] >= GOAL]
-        figures = {
-            "parameters": parameters,
-            "field": field,
-            "mult-adds": f"{sum(op.macs for op in trace(net)):,}",
-            "epochs": f"{len(history)}/{training['args']['epochs']}",
-            f"at {GOAL:.0%}": f"{reached[0]:.0f}" if reached else "-",
+            for row in csv.DictReader(file):
+                epochs.append(int(row["epoch"]))
+                accuracies.append(float(row[column]))
+        reached = [e for e, value in zip(epochs, accuracies) if value >= GOAL]
+        row = {
+            **describe_network(training["net"]),
+            "epochs": f"{len(epochs)}/{training['args']['epochs']}",
+            f"at {GOAL:.0%}": f"{reached[0]}" if reached else "-",
             "best": f"{max(accuracies):.2%}",
             "last": f"{accuracies[-1]:.2%}",
-            "s/epoch": f"{sum(training['seconds']) / len(history):.1f}",
+            "s/epoch": f"{sum(training['seconds']) / len(epochs):.1f}",
         }
-        return training["args"], figures, split, history
+        return Run(folder.name, training["args"], row, epochs, accuracies)
     except (
         AttributeError,
         LookupError,
@@ -58,33 +63,73 @@ def read_run(folder):
         raise UserError(f"{folder} does not hold a whole training: {error}")
 
 
+def describe_network(config):
+    """Parameters, receptive field and multiply-adds; "?" where they are not known."""
+    try:
+        net = Net(**config)
+    except Exception:  # noqa: BLE001 - a class of one's own may have gone or changed
+        return {"parameters": "?", "receptive field": "?", "mult-adds": "?"}
+    nodes = trace(net)
+    parameters = sum(weight.numel() for weight in net.parameters())
+    field = "?"
+    for rule in checklist(net, nodes):
+        if rule.text == RECEPTIVE_FIELD and rule.passed is not None:
+            field = rule.figure
+    macs = sum(node.macs for node in nodes)
+    return {
+        "parameters": f"{parameters:,}",
+        "receptive field": field,
+        "mult-adds": f"{macs:,}",
+    }
+
+
 def differing(options):
     """The options in which some of the trainings differ."""
-    names = sorted(set().union(*options) - PLACES)
-    return [n for n in names if len({str(given.get(n)) for given in options}) > 1]
+    names = set()
+    for given in options:
+        names.update(given)
+    differ = []
+    for name in sorted(names - PLACES):
+        if len({str(given.get(name)) for given in options}) > 1:
+            differ.append(name)
+    return differ
+
+
+def print_table(runs, differ):
+    """Print one row per training, with the options in which they differ."""
+    table = [["name", *runs[0].row, "options that differ"]]
+    for training in runs:
+        options = [f"{name} {training.options.get(name)}" for name in differ]
+        table.append([training.name, *training.row.values(), ", ".join(options)])
+    widths = []
+    for column in zip(*table):
+        widths.append(max(len(cell) for cell in column))
+    for cells in table:
+        padded = [f"{cells[0]:{widths[0]}}"]
+        for cell, width in zip(cells[1:-1], widths[1:-1]):
+            padded.append(f"{cell:>{width}}")
+        print("  ".join([*padded, cells[-1]]).rstrip())
 
 
 def print_spread(runs):
     """Print mean and spread of trainings that differ in their seed alone."""
-    accuracies = [
-        [row[f"{split}_accuracy"] for row in history] for _, _, split, history in runs
-    ]
-    for name, pick in ("best", max), ("last", operator.itemgetter(-1)):
-        values = [*map(pick, accuracies)]
+    best = [max(training.accuracies) for training in runs]
+    last = [training.accuracies[-1] for training in runs]
+    for name, values in (("best", best), ("last", last)):
         print(
             f"{name}: mean {statistics.mean(values):.2%}, standard deviation "
             f"{statistics.stdev(values):.2%}, min {min(values):.2%}, max {max(values):.2%}"
         )
 
 
-def plot(runs, labels, path):
+def plot(runs, path):
     """The curve of each training: accuracy by epoch."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for (_, figures, split, history), label in zip(runs, labels):
-        values = [100 * row[f"{split}_accuracy"] for row in history]
-        epochs = [row["epoch"] for row in history]
-        axes.plot(epochs, values, marker=".", label=f"{label}: best {figures['best']}")
+    for training in runs:
+        values = [100 * accuracy for accuracy in training.accuracies]
+        label = f"{training.name}: best {training.row['best']}"
+        axes.plot(training.epochs, values, marker=".", label=label)
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy of each training")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
@@ -107,24 +152,16 @@ def main(argv=None):
             "leaves one in results/NAME"
         )
     runs = [read_run(folder) for folder in folders]
-    names = [folder.name for folder in folders]
-    options = [given for given, *_ in runs]
-    differ = differing(options)
-    texts = [", ".join(f"{n} {given.get(n)}" for n in differ) for given in options]
-    table = [["name", *runs[0][1], "options that differ"]]
-    for name, (_, figures, *_), text in zip(names, runs, texts):
-        table.append([name, *figures.values(), text])
-    widths = [max(map(len, column)) for column in zip(*table)]
-    for name, *cells, text in table:
-        middle = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:])]
-        print(f"{name:{widths[0]}}", *middle, text, sep="  ")
+    differ = differing([training.options for training in runs])
+    print_table(runs, differ)
     if differ == ["seed"]:
         print()
         print_spread(runs)
-    plot(runs, names, args.out)
+    plot(runs, args.out)
     others = [str(p) for p in args.folders if p not in folders and not p.is_file()]
-    print(f"\nLeft out, no training there: {', '.join(others)}" if others else "")
-    print(f"Picture: {args.out}")
+    if others:
+        print(f"\nLeft out, no training there: {', '.join(others)}")
+    print(f"\nPicture: {args.out}")
 
 
 if __name__ == "__main__":

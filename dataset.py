@@ -1,18 +1,16 @@
-"""The images: where they come from, how they are augmented, how they reach the network.
+"""The images: how they are split, how they are augmented, how they reach the network.
 
-Images are uint8 tensors (N, 32, 32, 3) in memory throughout. The training images are
-augmented by the loader and travel as uint8; the network itself normalises them.
+Where they come from, and how to add a data set, is in sources.py. Images are uint8
+tensors (N, 32, 32, 3) in memory throughout. The training images are augmented by the
+loader and travel as uint8; the network itself normalises them.
 
     python dataset.py [--dataset folder --data-dir FOLDER]
 
 shows what is there: counts, classes, mean and deviation, samples, and the augmentation.
 """
 
-import atexit
-import multiprocessing
 import os
 import random
-import signal
 import warnings
 from hashlib import sha256
 from pathlib import Path
@@ -23,24 +21,24 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
-from PIL import Image
-from sklearn import datasets
 from sklearn.model_selection import train_test_split
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets import CIFAR10, ImageFolder
+from torch.utils.data import Dataset, Sampler
 
 from distributed import ALONE, cores
 from plots import plot_images
-from utils import Parser, UserError, check_writable, is_text, progress, run
+from sources import DATASETS, SIDE, read_image  # noqa: F401 - others take them from here
+from utils import Parser, UserError, check_writable, run
+from workers import Loader
 
-SIDE = 32  # pixels
+SHOWN = 20  # classes at most in the picture of samples
 
 
-def augmentation(mean, flip=True, move=0.3, hole=0.15):
-    """The assignment's three, for uint8 images; `mean` (0 to 1) fills the hole.
+def augmentation(mean, mirror=True, move=0.3, hole=0.15):
+    """The assignment's three steps, for uint8 images; `mean` (0 to 1) fills the hole.
 
-    `move` and `hole` are the shares of the images that are moved and that get a hole:
-    in a short training a network this small underfits.
+    `mirror` says whether images may be mirrored: a digit in the mirror is no digit.
+    `move` and `hole` are the probabilities that an image is moved and that it gets a
+    hole: they are low because a network this small underfits in a short training.
     """
     fill = tuple(round(255 * value) for value in mean)  # on the scale of the image
     with warnings.catch_warnings():  # it recommends Affine; the assignment names this
@@ -61,76 +59,11 @@ def augmentation(mean, flip=True, move=0.3, hole=0.15):
         fill=fill,
         p=hole,
     )
-    steps = [A.HorizontalFlip(p=0.5 * flip), moves, cut]
+    flip = A.HorizontalFlip(p=0.5 if mirror else 0.0)
+    steps = [flip, moves, cut]
     transform = A.Compose(steps, strict=True, is_check_shapes=False)  # all are 32x32
     transform.strict = False  # the steps are checked; no need to check every image
     return transform
-
-
-def load_cifar10(data_dir, train):
-    """torchvision's CIFAR-10, downloaded where it is missing, its digests checked."""
-    try:
-        data = CIFAR10(data_dir, train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"no CIFAR-10 in {data_dir} and no download ({error}): put "
-            f"{CIFAR10.filename} there, or take --dataset folder or --dataset digits"
-        )
-    return data.data, data.targets, data.classes
-
-
-def load_folder(data_dir, train):
-    """Images in <data_dir>/train/<class>/ and <data_dir>/test/<class>/."""
-    folder = os.path.join(data_dir, "train" if train else "test")
-    try:
-        files = ImageFolder(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no images in {folder}: {error}")
-    if not all(map(is_text, files.classes)):
-        raise UserError(f"{folder} has a class whose name does not print: rename it")
-    if len(files.classes) < 2:
-        raise UserError(f"{folder} holds one class; a classifier needs two or more")
-    # One after another: images this small keep threads waiting for Python's lock.
-    samples = progress(files.samples, folder, unit=" images")
-    images = np.stack([read_image(path) for path, _ in samples])
-    return images, files.targets, files.classes
-
-
-def read_image(path):
-    """An image file as uint8 (32, 32, 3); UserError where it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            if min(image.size) < 8:
-                raise ValueError(f"{image.width}x{image.height} pixels show nothing")
-            if image.mode.startswith("I"):  # 16 bits, which convert() would cut off
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            image = image.convert("RGB")
-            if image.size != (SIDE, SIDE):
-                image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-            return np.asarray(image)
-    except Exception as error:  # noqa: BLE001 - decoders raise many types
-        raise UserError(f"{path} cannot be read as an image: {error}")
-
-
-def load_digits(data_dir, train):
-    """scikit-learn's handwritten digits, grown from 8x8: 1,437 to train on, 360 to test."""
-    digits = datasets.load_digits()
-    images = np.stack(
-        [
-            cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-            for image in digits.images
-        ]
-    )
-    images = np.clip(images * (255 / 16), 0, 255).round().astype(np.uint8)
-    images = np.repeat(images[..., None], 3, axis=-1)
-    parts = train_test_split(
-        images, digits.target, test_size=360, stratify=digits.target, random_state=0
-    )
-    names = [str(name) for name in digits.target_names]
-    return parts[0 if train else 1], parts[2 if train else 3], names
-
-
-DATASETS = {"cifar10": load_cifar10, "folder": load_folder, "digits": load_digits}
 
 
 def load(dataset, data_dir, train):
@@ -139,7 +72,7 @@ def load(dataset, data_dir, train):
     Returns uint8 images (N, 32, 32, 3), int64 labels (N,), and the names of the classes.
     Raises UserError where it cannot be had.
     """
-    images, labels, classes = DATASETS[dataset](data_dir, train)
+    images, labels, classes = DATASETS[dataset].load(data_dir, train)
     return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64), classes
 
 
@@ -147,13 +80,14 @@ def load_splits(dataset, data_dir, val_size=0):
     """The splits "train", "test" and, of `val_size` training images, "val".
 
     Returns {name: (images, labels)} and the names of the classes, all as from `load`.
-    The held-out images are the same for every seed, so that runs can be compared.
+    The held-out images are the same for every seed, so that runs can be compared. Raises
+    UserError where train and test have different classes, or `val_size` is impossible.
     """
     images, labels, classes = load(dataset, data_dir, train=True)
-    *test, test_classes = load(dataset, data_dir, train=False)
+    test_images, test_labels, test_classes = load(dataset, data_dir, train=False)
     if differing := sorted(set(classes) ^ set(test_classes)):
         raise UserError(f"classes not in both train and test: {', '.join(differing)}")
-    splits = {"train": (images, labels), "test": tuple(test)}
+    splits = {"train": (images, labels), "test": (test_images, test_labels)}
     if val_size:
         try:
             kept, held_out = train_test_split(
@@ -169,16 +103,15 @@ def load_splits(dataset, data_dir, val_size=0):
 def mean_and_std(images):
     """The mean and standard deviation of each channel, pixels taken as 0 to 1."""
     values = np.arange(256) / 255
-    counts = [
-        np.bincount(channel, minlength=256)
-        for channel in images.reshape(-1, 3).numpy().T
-    ]
-    means = [float(np.average(values, weights=count)) for count in counts]
-    variances = [
-        float(np.average((values - mean) ** 2, weights=count))
-        for mean, count in zip(means, counts)
-    ]
-    return means, [variance**0.5 for variance in variances]
+    means, deviations = [], []
+    for channel in images.reshape(-1, 3).numpy().T:
+        # Of 256 counts, and so exact and fast for any number of pixels.
+        counts = np.bincount(channel, minlength=256)
+        mean = float(np.average(values, weights=counts))
+        variance = float(np.average((values - mean) ** 2, weights=counts))
+        means.append(mean)
+        deviations.append(variance**0.5)
+    return means, deviations
 
 
 def digest(images, labels):
@@ -196,36 +129,42 @@ class AugmentedImages(Dataset):
 
     def __init__(self, images, labels, transform, seed):
         self.images, self.labels, self.transform = images, labels, transform
-        # Philox counts, so that any place in its stream is as near as the next one.
+        # A Philox generator's draws follow from a key and a counter of four words, so
+        # that any place in its stream is as near as the next one.
         self.generator = np.random.Generator(np.random.Philox(key=seed))
-        self.python = random.Random()
-        self.state = self.generator.bit_generator.state
-        self.counter = self.state["state"]["counter"]
+        self.start = self.generator.bit_generator.state
+        self.python = random.Random()  # albumentations draws from both
         transform.set_random_state(self.generator, self.python)
 
     def __getitem__(self, key):
         epoch, indices = key
-        images = np.stack([*self.augment(epoch, indices)])
+        images = np.stack(list(self.augment(epoch, indices)))
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)
         return batch, self.labels[indices]
 
+    def set_generators(self, epoch, index):
+        """Bring both generators to the place that belongs to an image in an epoch."""
+        # The two low words are left to count the draws of this one image.
+        counter = [0, 0, index, epoch]
+        place = {"key": self.start["state"]["key"], "counter": counter}
+        self.generator.bit_generator.state = {**self.start, "state": place}
+        self.python.seed(self.generator.bit_generator.random_raw())
+
     def augment(self, epoch, indices):
-        """Yield augmented images, (32, 32, 3), as drawn in this epoch."""
-        images, generator = self.images.numpy(), self.generator.bit_generator
+        """Yield augmented images, uint8 (32, 32, 3), as drawn in this epoch."""
+        images = self.images.numpy()
         for index in indices:
-            self.counter[2], self.counter[3] = index, epoch
-            generator.state = self.state
-            self.python.seed(generator.random_raw())
+            self.set_generators(epoch, index)
             yield self.transform(image=images[index])["image"]
 
     def save_samples(self, classes, path):
         """A picture of what the network sees: ten originals above augmented versions."""
-        picked = torch.linspace(0, len(self.labels) - 1, 10).int().tolist()
-        images = [*self.images[picked]]
-        titles = [classes[self.labels[index]] for index in picked]
+        indices = torch.linspace(0, len(self.labels) - 1, 10).int().tolist()
+        images = list(self.images[indices])
+        titles = [classes[self.labels[index]] for index in indices]
         for epoch in (1, 2, 3):
-            images += self.augment(epoch, picked)
-            titles += [f"in epoch {epoch}"] * len(picked)
+            images.extend(self.augment(epoch, indices))
+            titles.extend([f"in epoch {epoch}"] * len(indices))
         plot_images(images, titles, 10, path, "Originals, and what the network sees")
 
 
@@ -244,60 +183,74 @@ class Batches(Sampler):
 
     def __iter__(self):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
-        for batch in order[: len(self) * self.batch_size].reshape(len(self), -1):
+        whole_batches = order[: len(self) * self.batch_size]
+        for batch in whole_batches.reshape(len(self), self.batch_size):
             yield self.epoch, self.world.share(batch.tolist())
-
-
-def leave_stopping_to_parent(_):
-    """In a worker: what stops the training stops the workers, by its own hand."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-@atexit.register
-def stop_workers():
-    """Python would wait for ever for workers of a loader that is still held."""
-    if hasattr(signal, "SIGCHLD"):
-        # Or torch raises an error as soon as it hears of the first that is killed.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in multiprocessing.active_children():
-        worker.kill()
 
 
 def training_loader(images, batch_size, seed, workers, device, world=ALONE):
     """A loader of `AugmentedImages`; set `loader.sampler.epoch` before each epoch.
 
     With `workers` None, all cores but two augment, 8 at most; where there are only two,
-    the training process does so itself, unless a GPU would wait for it.
+    the training process does so itself, unless a GPU would wait for it. Its batches are
+    uint8 (N, 3, 32, 32) and int64 labels (N,), `batch_size` images over all processes.
     """
     on_gpu = device.type == "cuda"
     if workers is None:
-        workers = min(8, max(int(on_gpu), cores() - 2))
-    return DataLoader(
+        fewest = 1 if on_gpu else 0
+        workers = min(8, max(fewest, cores() - 2))
+    return Loader(
         images,
         sampler=Batches(len(images.labels), batch_size, seed, world),
         batch_size=None,  # the sampler's keys are batches already
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=leave_stopping_to_parent,
         pin_memory=on_gpu,
         generator=torch.Generator(),  # the workers' number leaves torch's own alone
     )
 
 
+def print_counts(splits, classes):
+    """Print how many images there are: one row per class, one column per split."""
+    counts = []
+    for _, labels in splits.values():
+        counts.append(torch.bincount(labels, minlength=len(classes)))
+    width = max(len(name) for name in [*classes, "class"])
+    print(f"{'class':{width}}", *(f"{split:>8}" for split in splits))
+    for number, name in enumerate(classes):
+        print(f"{name:{width}}", *(f"{count[number]:>8,}" for count in counts))
+    print(f"{'all':{width}}", *(f"{count.sum():>8,}" for count in counts))
+
+
+def plot_samples(images, labels, classes, path):
+    """Images of the first classes as they are, eight at most: one row per class."""
+    rows = []
+    for number in range(min(len(classes), SHOWN)):
+        rows.append((labels == number).nonzero().ravel()[:8])
+    columns = max(len(row) for row in rows)
+    # A class with fewer images is left out, or the rows below it would move up.
+    indices = torch.cat([row for row in rows if len(row) == columns])
+    titles = [classes[label] for label in labels[indices]]
+    plot_images(images[indices], titles, columns, path, "Samples, one row per class")
+
+
 def plot_steps(images, transform, path):
-    """Images, a row each: as they are, and after each step in turn, all of which strike."""
+    """One row per image: as it is, and after each step in turn, all of which strike.
+
+    A step whose probability is 0 is left out.
+    """
     transform.set_random_state(np.random.default_rng(0), random.Random(0))
-    names = ["original", *(type(step).__name__ for step in transform.transforms)]
+    steps = [step for step in transform.transforms if step.p > 0]
+    names = ["original"] + [type(step).__name__ for step in steps]
     cells = []
     for image in images.numpy():
         cells.append(image)
-        for step in transform.transforms:
+        for step in steps:
             image = step(image=image, force_apply=True)["image"]
             cells.append(image)
-    titles = names + [""] * (len(cells) - len(names))
-    plot_images(
-        cells, titles, len(names), path, "The augmentation, one step after another"
-    )
+    titles = names + [""] * (len(cells) - len(names))  # above the first row alone
+    heading = "The augmentation, one step after another"
+    plot_images(cells, titles, len(names), path, heading)
 
 
 def main(argv=None):
@@ -307,30 +260,22 @@ def main(argv=None):
     add("--data-dir", default="data", help="folder they are in, or are downloaded to")
     add("--out", default="results", help="folder of the pictures")
     args = parser.parse_args(argv)
-    pictures = [Path(args.out) / name for name in ("samples.png", "steps.png")]
-    check_writable(*pictures)
+    samples_path = Path(args.out) / "samples.png"
+    steps_path = Path(args.out) / "steps.png"
+    check_writable(samples_path, steps_path)
+
     splits, classes = load_splits(args.dataset, args.data_dir)
     images, labels = splits["train"]
-    counts = [
-        torch.bincount(part[1], minlength=len(classes)) for part in splits.values()
-    ]
-    width = max(map(len, [*classes, "class"]))
-    print(f"{'class':{width}}", *(f"{name:>8}" for name in splits))
-    for name, *row in zip([*classes, "all"], *([*c, c.sum()] for c in counts)):
-        print(f"{name:{width}}", *(f"{count:>8,}" for count in row))
+    print_counts(splits, classes)
     mean, std = mean_and_std(images)
     for name, values in (("mean", mean), ("std", std)):
         print(f"{name} of red, green, blue:", *(f"{value:.4f}" for value in values))
-    picked = [
-        (labels == number).nonzero().ravel()[:8] for number in range(len(classes))
-    ]
-    columns = max(map(len, picked))
-    picked = torch.cat([rows for rows in picked if len(rows) == columns])
-    titles = [classes[label] for label in labels[picked]]
-    plot_images(images[picked], titles, columns, pictures[0], "Samples, a row a class")
-    some = torch.linspace(0, len(labels) - 1, 6).int()
-    plot_steps(images[some], augmentation(mean), pictures[1])
-    print(f"Pictures: {', '.join(map(str, pictures))}")
+
+    plot_samples(images, labels, classes, samples_path)
+    transform = augmentation(mean, DATASETS[args.dataset].mirror)
+    spread = torch.linspace(0, len(labels) - 1, 6).int()  # from the first to the last
+    plot_steps(images[spread], transform, steps_path)
+    print(f"Pictures: {samples_path}, {steps_path}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ report, confusion matrix and the assignment's rules, or what it takes the given 
 leaves pictures in results/.
 """
 
-import functools
 from pathlib import Path
 
 import torch
@@ -17,47 +16,47 @@ import torch.nn.functional as F
 from sklearn.metrics import classification_report, confusion_matrix
 from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
+from checkpoint import load_checkpoint, restore
 from dataset import DATASETS, load, read_image
 from distributed import ALONE
 from gradcam import grad_cam, overlay
-from model import checklist, print_checklist, restore
-from plots import plot_confusion, plot_images
-from utils import (
-    Parser,
-    UserError,
-    add_machine_options,
-    check_writable,
-    load_checkpoint,
-    pick_device,
-    pick_precision,
-    run,
-    write_json,
-)
+from machine import add_machine_options, pick_device, pick_precision
+from model import title_of, trace
+from plots import plot_confusion, plot_images, show
+from rules import checklist, print_checklist
+from utils import Parser, UserError, check_writable, printable, run, write_json
 
 
 @torch.inference_mode()
 def predict(net, images, device, dtype, mirror=False, batch_size=500, world=ALONE):
-    """Logits (N, classes), float32 on the CPU, of uint8 images (N, 32, 32, 3).
+    """Scores (N, classes), float32 on the CPU, of uint8 images (N, 32, 32, 3).
 
     With `mirror` they are the mean of those of the image and of its mirror image. Several
-    processes share out the batches, and each gets all logits.
+    processes share out the batches, and each gets all scores.
     """
     net.eval()
-    logits = []
+    scores = []
     for batch in world.share(images.permute(0, 3, 1, 2).split(batch_size)):
         batch = batch.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             result = net(batch).float()
             if mirror:
                 result = (result + net(batch.flip(3)).float()) / 2
-        logits.append(result.cpu())
-    return torch.cat(world.gather(logits))
+        scores.append(result.cpu())
+    return torch.cat(world.gather(scores))
 
 
-def loss_and_accuracy(logits, labels):
-    """Mean cross-entropy and the share of right answers, exact over all images."""
-    loss = F.cross_entropy(logits, labels).item()
-    return loss, (logits.argmax(1) == labels).sum().item() / len(labels)
+def measure(scores, labels):
+    """The figures of a split, by name, each exact over all its images.
+
+    A figure added here is in the history, its file, the line of each epoch and the curves.
+    "accuracy" chooses the best epoch. All but a loss are taken for shares, 0 to 1.
+    """
+    right = (scores.argmax(1) == labels).sum().item()
+    return {
+        "loss": F.cross_entropy(scores, labels).item(),
+        "accuracy": right / len(labels),
+    }
 
 
 def plot_mistakes(net, images, labels, probabilities, classes, paths, count=30):
@@ -66,24 +65,22 @@ def plot_mistakes(net, images, labels, probabilities, classes, paths, count=30):
     order = confidence.argsort(descending=True)
     wrong = order[predicted[order] != labels[order]][:count]
     images, labels, predicted = images[wrong], labels[wrong], predicted[wrong]
-    actual = [classes[label] for label in labels]
-    taken = [classes[label] for label in predicted]
-    shares = [f"{value:.0%}" for value in confidence[wrong]]
-    titles = [f"{a}\n→ {p} {share}" for a, p, share in zip(actual, taken, shares)]
     heading = "The most confident mistakes: actual → predicted, probability"
-    if not len(wrong):
-        heading = "No mistakes"
-    plot_images(images, titles, 6, paths[0], heading)
-    columns = [images]
-    columns += [overlay(images, grad_cam(net, images, c)) for c in (predicted, labels)]
-    cells = torch.stack(columns, 1).flatten(0, 1)
-    titles = []
-    for name, guess, share in zip(actual, taken, shares):
-        titles += [name, f"why {guess}\n({share})", f"why {name}"]
-    heading = (
+    why_heading = (
         "Mistakes: the image, what speaks for the prediction, and for the actual class"
     )
-    plot_images(cells, titles, 9, paths[1], heading if len(wrong) else "No mistakes")
+    if len(wrong) == 0:
+        heading = why_heading = "No mistakes"
+    titles, why_titles = [], []
+    for label, guess, share in zip(labels, predicted, confidence[wrong]):
+        actual, taken = classes[label], classes[guess]
+        titles.append(f"{actual}\n→ {taken} {share:.0%}")
+        why_titles += [actual, f"why {taken}\n({share:.0%})", f"why {actual}"]
+    plot_images(images, titles, 6, paths[0], heading)
+    why_taken = overlay(images, grad_cam(net, images, predicted))
+    why_actual = overlay(images, grad_cam(net, images, labels))
+    cells = torch.stack([images, why_taken, why_actual], 1).flatten(0, 1)
+    plot_images(cells, why_titles, 9, paths[1], why_heading)
 
 
 def find_images(paths):
@@ -113,27 +110,38 @@ def classify(net, paths, classes, device, dtype, mirror, picture):
             results.append({"file": str(file)})
         except UserError as error:
             results.append({"file": str(file), "error": str(error)})
-    good = [result for result in results if "error" not in result]
-    if good:
+    readable = [result for result in results if "error" not in result]
+    if readable:
         images = torch.stack(images)
-        logits = predict(net, images, device, dtype, mirror)
-        likeliest = logits.softmax(1).topk(min(3, len(classes)))
-        for result, *top in zip(good, *(part.tolist() for part in likeliest)):
-            result["classes"] = {classes[number]: share for share, number in zip(*top)}
+        scores = predict(net, images, device, dtype, mirror)
+        likeliest = scores.softmax(1).topk(min(3, len(classes)))
+        for result, shares, numbers in zip(
+            readable, likeliest.values.tolist(), likeliest.indices.tolist()
+        ):
+            result["classes"] = {}
+            for share, number in zip(shares, numbers):
+                result["classes"][classes[number]] = share
         first = likeliest.indices[:, 0]
         maps = overlay(images, grad_cam(net, images, first))
         cells = torch.stack([images, maps], 1).flatten(0, 1)
         titles = []
-        for result, number in zip(good, first):
-            titles += [Path(result["file"]).name[:12], f"why {classes[number]}"]
+        for result, number in zip(readable, first):
+            name = printable(Path(result["file"]).name[:12])
+            titles += [name, f"why {classes[number]}"]
         plot_images(cells, titles, 6, picture, "Images, and what speaks for the class")
-    width = max(len(result["file"]) for result in results)
-    for result in results:
-        top = [
-            f"{name} {share:.1%}" for name, share in result.get("classes", {}).items()
-        ]
-        print(f"{result['file']:{width}}  {result.get('error', '  '.join(top))}")
+    print_classified(results)
     return results
+
+
+def print_classified(results):
+    """Print one line per file: its likeliest classes, or what is wrong with it."""
+    width = max(len(printable(result["file"])) for result in results)
+    for result in results:
+        text = result.get("error", "")
+        if not text:
+            shares = result["classes"].items()
+            text = "  ".join(f"{name} {share:.1%}" for name, share in shares)
+        print(f"{printable(result['file']):{width}}  {printable(text)}")
 
 
 def parse_arguments(argv):
@@ -154,82 +162,109 @@ def parse_arguments(argv):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    names = ("confusion_matrix", "misclassified", "gradcam")
-    pictures = [Path(args.out) / f"{name}.png" for name in names]
-    check_writable(*pictures, *filter(None, [args.json]))
+    out = Path(args.out)
+    pictures = [out / "confusion_matrix.png", out / "misclassified.png"]
+    pictures.append(out / "gradcam.png")
+    check_writable(*pictures)
+    if args.json:
+        check_writable(args.json)
     device = pick_device(args.device)
     dtype = pick_precision(device, args.amp)
     checkpoint = load_checkpoint(args.ckpt)
     net = restore(checkpoint).to(device)
-    classes, trained = checkpoint["classes"], checkpoint["args"]
+    classes = checkpoint["classes"]
     if args.images:
-        options = device, dtype, args.tta, pictures[2]
+        options = (device, dtype, args.tta, pictures[2])
         results = classify(net, args.images, classes, *options)
         if args.json:
             write_json(args.json, {"checkpoint": args.ckpt, "images": results})
         return 1 if any("error" in result for result in results) else 0
 
-    dataset = args.dataset or trained["dataset"]
-    data_dir = args.data_dir or trained["data_dir"]
+    dataset, images, labels = test_images(args, checkpoint)
+    scores = predict(net, images, device, dtype, args.tta)
+    figures = measure(scores, labels)
+    matrix = confusion_matrix(labels, scores.argmax(1), labels=range(len(classes)))
+    rules = checklist(net, trace(net), figures["accuracy"], dataset)
+
+    print_origin(args.ckpt, checkpoint)
+    averaged = " and their mirror images" if args.tta else ""
+    print(
+        f"\nTest {show(figures)}, on the {len(labels):,} images of {dataset}{averaged}"
+    )
+    print(f"\n{report(labels, scores, classes, digits=4)}")
+    print_matrix(matrix, classes)
+    print_checklist(rules)
+
+    plot_confusion(matrix, classes, pictures[0])
+    plot_mistakes(net, images, labels, scores.softmax(1), classes, pictures[1:])
+    print(f"\nPictures: {', '.join(map(str, pictures))}")
+    if args.json:
+        content = {
+            "checkpoint": args.ckpt,
+            "dataset": dataset,
+            "tta": args.tta,
+            "epoch": checkpoint["epoch"],
+            "args": checkpoint["args"],
+            "made_with": checkpoint["made_with"],
+            **figures,
+            "classes": classes,
+            "confusion_matrix": matrix.tolist(),
+            "report": report(labels, scores, classes, output_dict=True),
+            "rules": [rule._asdict() for rule in rules],
+        }
+        write_json(args.json, content)
+
+
+def test_images(args, checkpoint):
+    """The data set's name, its test images and their labels.
+
+    Raises UserError where their classes are not those of the checkpoint.
+    """
+    dataset = args.dataset or checkpoint["args"]["dataset"]
+    data_dir = args.data_dir or checkpoint["args"]["data_dir"]
     if dataset not in DATASETS:
         raise UserError(f"{args.ckpt} was trained on an unknown data set: --dataset")
     images, labels, names = load(dataset, data_dir, train=False)
+    classes = checkpoint["classes"]
     if names != classes:
         raise UserError(
             f"{args.ckpt} knows the classes {', '.join(classes)}; the test images of "
             f"{dataset} are {', '.join(names)}: choose others with --dataset, --data-dir"
         )
+    return dataset, images, labels
 
-    logits = predict(net, images, device, dtype, args.tta)
-    loss, accuracy = loss_and_accuracy(logits, labels)
-    predicted = logits.argmax(1)
-    numbers = range(len(classes))
-    matrix = confusion_matrix(labels, predicted, labels=numbers)
-    report = functools.partial(
-        classification_report,
+
+def report(labels, scores, classes, **settings):
+    """scikit-learn's classification report."""
+    return classification_report(
         labels,
-        predicted,
-        labels=numbers,
+        scores.argmax(1),
+        labels=range(len(classes)),
         target_names=classes,
         zero_division=0,
+        **settings,
     )
-    rules = checklist(net, accuracy)
 
+
+def print_origin(path, checkpoint):
+    """Print what the checkpoint is of, and what it was made with."""
+    trained = checkpoint["args"]
     chosen = "held-out" if checkpoint["chosen_on"] == "val" else "test"
+    made_with = [f"{name} {value}" for name, value in checkpoint["made_with"].items()]
     print(
-        f"{args.ckpt}: {trained['arch']}, {trained['downsample']}, {trained['norm']} "
-        f"norm; epoch {checkpoint['epoch']} of {trained['epochs']}, seed "
-        f"{trained['seed']}; its best epoch is chosen on the {chosen} images\n"
-        f"made with {', '.join(f'{k} {v}' for k, v in checkpoint['made_with'].items())}\n"
-        f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, on the {len(labels):,} "
-        f"images of {dataset}{' and their mirror images' * args.tta}\n\n{report(digits=4)}\n"
-        f"Confusion matrix (rows: actual, columns: predicted)\n"
+        f"{path}: {title_of(checkpoint['net'], trained['downsample'])}; "
+        f"epoch {checkpoint['epoch']} of {trained['epochs']}, seed {trained['seed']}; "
+        f"its best epoch is chosen on the {chosen} images\n"
+        f"made with {', '.join(made_with)}"
     )
+
+
+def print_matrix(matrix, classes):
+    print("Confusion matrix (rows: actual, columns: predicted)\n")
     width = max(map(len, classes))
     print(" " * width, *(f"{name[:5]:>5}" for name in classes))
     for name, row in zip(classes, matrix):
         print(f"{name:>{width}}", *(f"{count:>5}" for count in row))
-    print_checklist(rules)
-
-    plot_confusion(matrix, classes, pictures[0])
-    plot_mistakes(net, images, labels, logits.softmax(1), classes, pictures[1:])
-    print(f"\nPictures: {', '.join(map(str, pictures))}")
-    if args.json:
-        figures = {
-            "checkpoint": args.ckpt,
-            "dataset": dataset,
-            "tta": args.tta,
-            "epoch": checkpoint["epoch"],
-            "args": trained,
-            "made_with": checkpoint["made_with"],
-            "accuracy": accuracy,
-            "loss": loss,
-            "classes": classes,
-            "confusion_matrix": matrix.tolist(),
-            "report": report(output_dict=True),
-            "rules": [dict(zip(("rule", "figure", "passed"), rule)) for rule in rules],
-        }
-        write_json(args.json, figures)
 
 
 if __name__ == "__main__":

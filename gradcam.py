@@ -7,30 +7,47 @@ Localization", ICCV 2017.
 import matplotlib
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class MapRecorder(TorchFunctionMode):
+    """Keeps every feature map (N, C, H, W) that is computed while it is on, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        is_map = isinstance(result, torch.Tensor) and result.ndim == 4
+        if is_map and result.requires_grad and max(result.shape[2:]) > 1:
+            self.maps.append(result)
+        return result
 
 
 def grad_cam(net, images, targets):
     """How far each place speaks for a class: (N, h, w), its largest value scaled to 1.
 
     `images` are uint8 (N, 32, 32, 3), `targets` (N,) the numbers of the classes. The map
-    is that of the last block before the output, C4's: its channels, weighted by the mean
-    gradient of the class's logit, summed, and cut off below 0. Where nothing speaks for
-    the class it is 0 throughout.
+    is that of the last feature map with height and width on the way to the scores: its
+    channels, weighted by the mean gradient of the class's score, summed, and cut off below
+    0. Where nothing speaks for the class it is 0 throughout, as it is where there is none.
     """
     net.eval()
-    kept = {}
-    *_, block, _ = net.children()
-    hook = block.register_forward_hook(lambda *call: kept.update(features=call[-1]))
     device = next(net.parameters()).device
-    with torch.enable_grad():
-        logits = net(images.permute(0, 3, 1, 2).to(device))
-    hook.remove()
-    features = kept["features"]
-    score = logits.gather(1, targets.to(device)[:, None]).sum()
-    (gradient,) = torch.autograd.grad(score, features)
-    weights = gradient.mean((2, 3), keepdim=True)
-    maps = F.relu((weights * features).sum(1)).detach().cpu()
-    return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
+    with torch.enable_grad(), MapRecorder() as recorder:
+        pixels = images.permute(0, 3, 1, 2).to(device, torch.float32)
+        scores = net(pixels.requires_grad_())
+    score = scores.gather(1, targets.to(device)[:, None]).sum()
+    for features in reversed(recorder.maps):
+        (gradient,) = torch.autograd.grad(
+            score, features, retain_graph=True, allow_unused=True
+        )
+        if gradient is not None:
+            weights = gradient.mean((2, 3), keepdim=True)
+            maps = F.relu((weights * features).sum(1)).detach().cpu()
+            return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
+    return torch.zeros(images.shape[:3])
 
 
 def overlay(images, maps):

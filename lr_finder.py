@@ -15,15 +15,15 @@ STEPS = 200
 FACTORS = 1e-3, 30  # of the learning rates given, from the first step to the last
 
 
-def find_lr(training, loader, device, dtype, path):
+def find_lr(training, loader, device, path):
     """Train while all learning rates grow exponentially; save a picture of the losses.
 
     It ends where the loss, smoothed, is twice its lowest. Returns the suggested factor
     of the rates that were given: a tenth of that at which the loss was lowest.
     """
     rates = [optimizer.defaults["lr"] for optimizer in training.optimizers]
-    training.schedulers = []  # it is the ramp that sets the rates
-    training.net.train()
+    training.schedules = []  # it is the ramp that sets the rates
+    training.start_epoch()
     batches = chain.from_iterable(repeat(loader))
     factors, losses, smooth = [], [], []
     average = 0.0
@@ -32,7 +32,7 @@ def find_lr(training, loader, device, dtype, path):
         for optimizer, rate in zip(training.optimizers, rates):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factors[-1]
-        loss, _ = training.step(images.to(device), labels.to(device), dtype)
+        loss, _ = training.step(images.to(device), labels.to(device))
         losses.append(loss.item())
         average = 0.95 * average + 0.05 * losses[-1]
         smooth.append(average / (1 - 0.95 ** (step + 1)))  # as if begun at the mean
@@ -40,7 +40,7 @@ def find_lr(training, loader, device, dtype, path):
             break
     finite = [value for value in smooth if math.isfinite(value)]
     if len(finite) < 10:
-        raise UserError("the loss grew from the start: lower --lr and --muon-lr")
+        raise UserError("the loss grew from the start: lower --lr")
     factor = factors[smooth.index(min(finite))] / 10
     plot(factors, losses, smooth, factor, rates, path)
     return factor
@@ -54,7 +54,7 @@ def plot(factors, losses, smooth, factor, rates, path):
     axes.semilogx(scale, smooth, color="C0", label="smoothed")
     label = f"suggestion: {rates[0] * factor:.2g}"
     axes.axvline(rates[0] * factor, color="C3", linestyle="--", label=label)
-    axes.set(xlabel="learning rate of SGD (--lr)", ylabel="training loss")
+    axes.set(xlabel="learning rate (--lr)", ylabel="training loss")
     axes.set(
         title="Learning-rate range test", ylim=(0.9 * min(smooth), 1.6 * smooth[0])
     )

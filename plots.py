@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from utils import best_epoch, write_file
+from utils import write_file
 
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
 
@@ -21,22 +21,43 @@ def save_figure(figure, path):
     write_file(path, buffer.getvalue())
 
 
-def plot_curves(history, split, path):
-    """Loss and accuracy by epoch, of training and of `split`, with the best epoch."""
-    epochs = [row["epoch"] for row in history]
-    best = best_epoch(history, split)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axes, name, scale in zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100)):
+def show(figures, prefix=""):
+    """Figures on a line: of a loss its value, of all else a percentage."""
+    parts = []
+    for name, value in figures.items():
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            is_loss = name.endswith("loss")
+            parts.append(f"{name} {value:.4f}" if is_loss else f"{name} {value:.2%}")
+    return " ".join(parts)
+
+
+def plot_curves(rows, split, best, path):
+    """Each figure by epoch, of training and of `split`, with the best epoch."""
+    names = []
+    for column in rows[-1]:
+        if column.startswith(f"{split}_"):
+            names.append(column.removeprefix(f"{split}_"))
+    width = 5.5 * len(names)  # inches
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        is_loss = name.endswith("loss")
+        unit, scale = ("", 1) if is_loss else (" %", 100)
         for part, label in (("train", "train (augmented)"), (split, split)):
-            values = [scale * row[f"{part}_{name}"] for row in history]
-            axes.plot(epochs, values, marker=".", label=label)
-        value = scale * best[f"{split}_{name}"]
-        label = f"best epoch, {best['epoch']}: {value:.2f}" + " %" * (scale == 100)
-        axes.plot(best["epoch"], value, "k*", markersize=12, label=label)
-        axes.set(xlabel="epoch", ylabel=name + " (%)" * (scale == 100))
+            column = f"{part}_{name}"
+            points = [(row["epoch"], row[column]) for row in rows if column in row]
+            if points:
+                epochs, values = zip(*points)
+                scaled = [scale * value for value in values]
+                axes.plot(epochs, scaled, marker=".", label=label)
+        if f"{split}_{name}" in best:
+            value = scale * best[f"{split}_{name}"]
+            label = f"best epoch, {best['epoch']}: {value:.2f}{unit}"
+            axes.plot(best["epoch"], value, "k*", markersize=12, label=label)
+        axes.set(xlabel="epoch", ylabel=name if is_loss else f"{name} (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if name == "loss":  # the first ones can be large, and would flatten the rest
-            axes.set_ylim(0, 1.3 * max(row["train_loss"] for row in history))
+            axes.set_ylim(0, 1.3 * max(row["train_loss"] for row in rows))
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, path)
@@ -49,7 +70,8 @@ def plot_images(images, titles, columns, path, heading):
     height = (1.5 + 0.2 * lines) * rows + 0.4  # inches
     figure = Figure(figsize=(1.5 * columns, height), layout="constrained")
     figure.suptitle(heading)
-    for axes in (grid := figure.subplots(rows, columns, squeeze=False).ravel()):
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
         axes.axis("off")
     for axes, image, title in zip(grid, images, titles):
         axes.imshow(np.asarray(image))

@@ -7,12 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+import nets  # noqa: F401 - adds the tests' own networks to ARCHS
+
 import utils
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: left to `make test-all`")
+    # Networks this small train as fast on one core, and much faster where others are busy.
+    torch.set_num_threads(1)
 
 
 def run_script(folder, *command, path="", timeout=600):
@@ -26,6 +35,16 @@ def run_script(folder, *command, path="", timeout=600):
         text=True,
         env={**os.environ, "PYTHONPATH": str(path)},
     )
+
+
+# train.py with the tests' own networks, as the arguments of `run_script`.
+TRAIN = ("-c", "import nets, train, utils; utils.run(train.main)")
+PATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+
+
+def run_train(folder, *options):
+    """Run train.py in a folder, in a process of its own, with --arch small."""
+    return run_script(folder, *TRAIN, "--arch", "small", *options, path=PATH)
 
 
 @pytest.fixture

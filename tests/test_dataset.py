@@ -1,13 +1,16 @@
 """Images from every source, and what the augmentation does to them."""
 
+import gzip
 import os
 import pickle
 import sys
 import tarfile
+import time
 from hashlib import md5
 from pathlib import Path
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,22 +18,24 @@ import torch.nn.functional as F
 from conftest import ROOT, run_script
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 
+import dataset
 import train
 from dataset import (
+    DATASETS,
     AugmentedImages,
     Batches,
     augmentation,
     load,
     load_splits,
     mean_and_std,
+    read_image,
     training_loader,
 )
 from utils import UserError
 
-MEAN = (0.4914, 0.4822, 0.4465)
-FILL = (125, 123, 114)  # MEAN on the scale of the image
+FILL = (125, 123, 114)
 
 
 def noise(count):
@@ -39,11 +44,25 @@ def noise(count):
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
+def steps_of_our_own(move=0.3, hole=0.3):
+    """A flip, a turn and a hole, whatever `augmentation` has been edited to."""
+    flip = A.HorizontalFlip(p=0.5)
+    turn = A.Affine(
+        rotate=(-10, 10),
+        translate_percent=(-0.06, 0.06),
+        border_mode=cv2.BORDER_REFLECT_101,
+        p=move,
+    )
+    cut = A.CoarseDropout((1, 1), (16, 16), (16, 16), fill=FILL, p=hole)
+    return A.Compose([flip, turn, cut])
+
+
 def augmented(count=32, seed=0):
-    """A data set of noise, in which any two augmented images differ."""
-    return AugmentedImages(noise(count), torch.arange(count), augmentation(MEAN), seed)
+    """A data set of noise, in which most augmented images differ."""
+    return AugmentedImages(noise(count), torch.arange(count), steps_of_our_own(), seed)
 
 
+@pytest.mark.slow
 def test_import_is_silent_and_asks_no_network():
     script = (
         "import socket\n"
@@ -55,31 +74,24 @@ def test_import_is_silent_and_asks_no_network():
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_augmentation_is_the_assignments():
-    flip, moves, hole = augmentation(MEAN).transforms
-    assert isinstance(flip, A.HorizontalFlip)
-    assert isinstance(moves, A.ShiftScaleRotate)
-    assert isinstance(hole, A.CoarseDropout)
-    assert hole.num_holes_range == (1, 1)
-    assert hole.hole_height_range == hole.hole_width_range == (16, 16)
-    assert hole.fill == FILL
-    assert augmentation(MEAN, flip=False).transforms[0].p == 0
+@pytest.mark.slow
+def test_import_registers_nothing():
+    script = (
+        "import torch, torchvision, sklearn.datasets, matplotlib.figure\n"
+        "import albumentations, cv2, numpy, sklearn.model_selection, sklearn.metrics\n"
+        "import atexit, signal\n"
+        "def refuse(*_): raise SystemExit('registered something')\n"
+        "atexit.register = signal.signal = refuse\n"
+        "import dataset\n"
+    )
+    result = run_script(ROOT, "-c", script)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_hole_is_one_block_of_the_mean():
-    images = np.full((200, 32, 32, 3), 255, np.uint8)
-    steps = augmentation(MEAN, hole=0.3)
-    data = AugmentedImages(torch.from_numpy(images), None, steps, 0)
-    holes = 0
-    for image in data.augment(1, range(200)):
-        is_hole = (image != 255).any(-1)  # white stays white under the other two
-        if is_hole.any():
-            holes += 1
-            rows, columns = is_hole.any(1).nonzero()[0], is_hole.any(0).nonzero()[0]
-            assert rows[-1] - rows[0] == columns[-1] - columns[0] == 15
-            assert is_hole.sum() == 256
-            assert (image[is_hole] == FILL).all()
-    assert 30 < holes < 90  # of 200, one in 0.3
+def test_loader_without_workers_registers_nothing(monkeypatch):
+    monkeypatch.setattr("atexit.register", lambda _: pytest.fail("registered"))
+    for _ in training_loader(augmented(), 8, 0, 0, torch.device("cpu")):
+        pass
 
 
 def test_each_step_strikes_by_itself():
@@ -87,8 +99,8 @@ def test_each_step_strikes_by_itself():
     ramp = np.zeros((32, 32, 3), np.uint8)
     ramp[:, :16] = 200  # dark and light: a flip swaps the halves
     images = torch.from_numpy(ramp).expand(2000, 32, 32, 3)
-    data = AugmentedImages(images, None, augmentation(MEAN, hole=0.3), 0)
-    results = [*data.augment(1, range(2000))]
+    data = AugmentedImages(images, None, steps_of_our_own(hole=0.3), 0)
+    results = list(data.augment(1, range(2000)))
     flipped = np.array([r[[0, -1], -1].mean() > r[[0, -1], 0].mean() for r in results])
     holed = np.array([(r == FILL).all(-1).sum() > 200 for r in results])
     assert abs(flipped.mean() - 0.5) < 0.05
@@ -105,7 +117,8 @@ def run_epoch(data, epoch, workers, context=None):
 
 
 @pytest.mark.parametrize(
-    ("workers", "context"), [(1, "fork"), (2, "fork"), (2, "spawn")]
+    ("workers", "context"),
+    [(1, "fork"), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)],
 )
 def test_workers_change_nothing(workers, context):
     if context == "fork" and sys.platform == "win32":
@@ -140,6 +153,7 @@ def test_workers_by_cores(monkeypatch, cores, processes, device, workers):
     assert loader.pin_memory == (device == "cuda")
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_script_that_holds_its_loader():
     script = (
         "import multiprocessing.process as p, time, torch; from test_dataset import *\n"
@@ -153,6 +167,25 @@ def test_workers_do_not_outlive_a_script_that_holds_its_loader():
     for pid in result.stdout.split():
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
+
+
+@pytest.mark.slow
+def test_a_child_that_is_no_worker_is_left_alone():
+    """It ends by itself, after the script's own work, and is waited for."""
+    script = (
+        "import multiprocessing, time, torch; from test_dataset import *\n"
+        "def child(): time.sleep(2); print('finished', flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('fork')\n"
+        "    context.Process(target=child).start()\n"
+        "    loader = training_loader(augmented(), 8, 0, 1, torch.device('cpu'))\n"
+        "    held = iter(loader); next(held); print('held', flush=True)\n"
+    )
+    if sys.platform == "win32":
+        pytest.skip("Windows cannot fork")
+    result = run_script(ROOT, "-c", script, path=ROOT / "tests", timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(result.stdout.split()) == ["finished", "held"]
 
 
 def test_epochs_and_seeds_differ_and_persistent_workers_know_the_epoch():
@@ -176,11 +209,71 @@ def test_epochs_and_seeds_differ_and_persistent_workers_know_the_epoch():
 
 def test_no_two_images_are_augmented_alike():
     images = noise(1).expand(500, 32, 32, 3)
-    data = AugmentedImages(images, None, augmentation(MEAN, move=0.5), 0)
+    data = AugmentedImages(images, None, steps_of_our_own(move=0.5), 0)
     moved = [*data.augment(1, range(500)), *data.augment(2, range(500))]
-    # Half are shifted, scaled and turned, each by its own amounts; the others are
-    # one of two flips, with or without one of 17 x 17 holes.
+    # Half are shifted and turned, each by its own amounts; the others are one of two
+    # flips, with or without one of 17 x 17 holes.
     assert len({image.tobytes() for image in moved}) > 500
+
+
+def test_draws_do_not_depend_on_what_was_drawn_before():
+    data = augmented(seed=3)
+    in_order = list(data.augment(2, range(32)))
+    list(data.augment(5, [4, 4, 4]))
+    for index in (31, 0, 17):
+        alone = next(data.augment(2, [index]))
+        assert np.array_equal(alone, in_order[index])
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_what_means_something_else_in_the_mirror_is_not_mirrored(name):
+    """With the other steps switched off, an image is itself or its mirror image."""
+    mirror = DATASETS[name].mirror
+    assert mirror == (name not in ("mnist", "digits"))
+    if mirror:
+        return
+    image = noise(1)
+    transform = augmentation((0.5, 0.5, 0.5), mirror, move=0, hole=0)
+    for step in transform.transforms[1:]:
+        step.p = 0  # one that a student added, too
+    data = AugmentedImages(image.expand(100, 32, 32, 3), None, transform, 0)
+    for result in data.augment(1, range(100)):
+        assert np.array_equal(result, image[0])
+
+
+def test_mirrored_half_the_time():
+    image = noise(1)
+    steps = A.Compose([augmentation((0.5, 0.5, 0.5), True).transforms[0]])
+    data = AugmentedImages(image.expand(400, 32, 32, 3), None, steps, 0)
+    mirrored = 0
+    for result in data.augment(1, range(400)):
+        mirrored += not np.array_equal(result, image[0])
+    assert 150 < mirrored < 250
+
+
+def test_picture_of_the_steps_leaves_out_what_never_happens(monkeypatch, call):
+    shown = []
+    monkeypatch.setattr(dataset, "plot_images", lambda *plot: shown.append(plot))
+    assert call(dataset.main, "--dataset", "digits")[0] == 0
+    _, titles, columns, path, _ = shown[1]
+    assert path.name == "steps.png"
+    assert titles[0] == "original"
+    assert "HorizontalFlip" not in titles
+    assert columns == len([title for title in titles if title])
+
+
+def test_picture_of_the_samples_has_one_row_per_class(monkeypatch):
+    shown = []
+    monkeypatch.setattr(dataset, "plot_images", lambda *plot: shown.append(plot))
+    labels = torch.arange(300) % 30
+    labels[labels == 3] = 4  # a class without images
+    names = [f"class {number}" for number in range(30)]
+    dataset.plot_samples(noise(300), labels, names, "samples.png")
+    images, titles, columns, _, _ = shown[0]
+    assert columns == 8
+    assert len(images) == len(titles) == 8 * 19  # twenty classes at most, less one
+    for row in range(19):
+        assert len(set(titles[8 * row : 8 * row + 8])) == 1
 
 
 def test_batches_shuffle_and_leave_out_the_rest():
@@ -239,6 +332,92 @@ def test_folder_resizes(image_folder):
     Image.new("RGB", (200, 100), (10, 200, 30)).save(path)
     images, _, _ = load("folder", image_folder, train=False)
     assert images[16].reshape(-1, 3).unique(dim=0).tolist() == [[10, 200, 30]]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_image_is_turned_upright(tmp_path, kind):
+    """Orientation 6: a camera held so that its picture has to be turned clockwise."""
+    pixels = np.kron(noise(1)[0, :5, :4].numpy(), np.ones((8, 8, 1), np.uint8))
+    taken = Image.fromarray(pixels)  # 32 wide, 40 high
+    upright = Image.fromarray(np.rot90(pixels, -1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    taken.save(tmp_path / f"taken.{kind}", exif=exif)
+    upright.save(tmp_path / f"upright.{kind}")
+    turned = read_image(tmp_path / f"taken.{kind}").astype(int)
+    expected = read_image(tmp_path / f"upright.{kind}")
+    error = np.abs(turned - expected)
+    assert error.max() == 0 if kind == "png" else error.mean() < 5  # JPEG is lossy
+
+
+def test_image_with_damaged_exif_data_is_read(tmp_path, recwarn):
+    image = Image.fromarray(noise(1)[0].numpy())
+    for number, exif in enumerate([b"no such thing", b"II*\0\xff\xff\xff\xff"]):
+        path = tmp_path / f"{number}.png"
+        image.save(path, exif=b"Exif\0\0" + exif)
+        assert np.array_equal(read_image(path), image)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_image_is_cropped_around_its_middle(tmp_path, turned):
+    pixels = np.zeros((32, 60, 3), np.uint8)
+    pixels[:] = (200, 0, 0)
+    pixels[:, 14:46] = noise(1)[0]
+    middle = noise(1)[0].numpy()
+    if turned:
+        pixels, middle = np.rot90(pixels), np.rot90(middle)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    assert np.array_equal(read_image(tmp_path / "image.png"), middle)
+
+
+def test_nothing_of_a_square_image_is_cropped(tmp_path):
+    image = Image.fromarray(noise(1)[0].numpy()).resize((97, 97))
+    image.save(tmp_path / "image.png")
+    expected = image.resize((32, 32), Image.Resampling.BICUBIC)
+    assert np.array_equal(read_image(tmp_path / "image.png"), expected)
+
+
+def test_image_of_32x32_is_untouched(tmp_path):
+    pixels = noise(1)[0].numpy()
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    assert np.array_equal(read_image(tmp_path / "image.png"), pixels)
+
+
+def refusal(path):
+    """The error of a path that is no image, which must come at once."""
+    start = time.perf_counter()
+    with pytest.raises(UserError) as error:
+        read_image(path)
+    assert time.perf_counter() - start < 1
+    return str(error.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_pipe_and_device_are_refused_without_opening_them(tmp_path, monkeypatch):
+    """Opening a pipe waits until another process writes to it."""
+    monkeypatch.setattr(Image, "open", lambda path: pytest.fail(f"opened {path}"))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", tmp_path / "link.png", Path("/dev/null")):
+        message = refusal(path)
+        assert str(path) in message
+        assert "pipe or device" in message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_pipe_among_the_images_of_a_folder_is_refused(fails, image_folder, monkeypatch):
+    os.mkfifo(image_folder / "train" / "dog" / "pipe.png")
+    image = Image.new("RGB", (32, 32))
+    monkeypatch.setattr(Image, "open", lambda path: image.copy())  # or it might hang
+    options = ["--dataset", "folder", "--data-dir", image_folder]
+    assert "pipe.png" in fails(dataset.main, *options)
+
+
+def test_folder_and_missing_file_are_refused(tmp_path):
+    assert "it is a folder" in refusal(tmp_path)
+    assert "nothing.png" in refusal(tmp_path / "nothing.png")
+    assert "null" in refusal("a\0b.png")
 
 
 def test_validation_images_are_held_out(image_folder):
@@ -303,49 +482,51 @@ CIFAR_NAMES = [
 ]
 
 
-@pytest.fixture
-def archive(tmp_path, monkeypatch):
-    """A small archive in CIFAR-10's own format, with its digests put in place.
+def write_pickle(path, content):
+    """Pickle into a file, and return its digest."""
+    path.write_bytes(pickle.dumps(content))
+    return md5(path.read_bytes()).hexdigest()
+
+
+def make_archive(source, tmp_path, monkeypatch, label_key, names):
+    """A small archive in the format of a torchvision class, its digests put in place.
 
     Each image is of its label's grey, so that order and layout can be checked.
     """
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    source = tmp_path / "source" / CIFAR10.base_folder
-    source.mkdir(parents=True)
-
-    def write(name, content):
-        (source / name).write_bytes(pickle.dumps(content))
-        return md5((source / name).read_bytes()).hexdigest()
-
-    labels = [label for label in range(10) for _ in range(4)]
-    pixels = np.repeat(np.array(labels, np.uint8)[:, None] * 25, 3072, axis=1)
+    monkeypatch.setattr(source, "url", f"http://127.0.0.1:9/{source.filename}")
+    folder = tmp_path / "source" / source.base_folder
+    folder.mkdir(parents=True)
+    labels = np.repeat(np.arange(len(names)), 4).tolist()
+    pixels = np.repeat(np.array(labels, np.uint8)[:, np.newaxis] * 2, 3072, axis=1)
     pixels[:, 1024:2048] += 1  # green
-    batch = {"data": pixels, "labels": labels}
-    names = [f"data_batch_{number}" for number in range(1, 6)]
-    lists = {
-        "train_list": [[name, write(name, batch)] for name in names],
-        "test_list": [["test_batch", write("test_batch", batch)]],
-        "meta": {
-            **CIFAR10.meta,
-            "md5": write("batches.meta", {"label_names": CIFAR_NAMES}),
-        },
-    }
-    path = tmp_path / "data" / CIFAR10.filename
+    batch = {"data": pixels, label_key: labels}
+    for part in ("train_list", "test_list"):
+        files = []
+        for name, _ in getattr(source, part):
+            files.append([name, write_pickle(folder / name, batch)])
+        monkeypatch.setattr(source, part, files)
+    content = {source.meta["key"]: names}
+    digest = write_pickle(folder / source.meta["filename"], content)
+    monkeypatch.setattr(source, "meta", {**source.meta, "md5": digest})
+    path = tmp_path / "data" / source.filename
     path.parent.mkdir()
     with tarfile.open(path, "w:gz") as tar:
-        tar.add(source, CIFAR10.base_folder)
-    lists["tgz_md5"] = md5(path.read_bytes()).hexdigest()
-    for name, value in lists.items():
-        monkeypatch.setattr(CIFAR10, name, value)
+        tar.add(folder, source.base_folder)
+    monkeypatch.setattr(source, "tgz_md5", md5(path.read_bytes()).hexdigest())
     return path
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    return make_archive(CIFAR10, tmp_path, monkeypatch, "labels", CIFAR_NAMES)
 
 
 def test_cifar10_in_torchvisions_format(archive, call):
     images, labels, classes = load("cifar10", archive.parent, train=True)
     assert classes == CIFAR_NAMES
     assert images.shape == (200, 32, 32, 3)
-    assert torch.equal(images[:, 5, 7, 0], (labels * 25).byte())
-    assert torch.equal(images[:, 5, 7, 1], (labels * 25 + 1).byte())
+    assert torch.equal(images[:, 5, 7, 0], (labels * 2).byte())
+    assert torch.equal(images[:, 5, 7, 1], (labels * 2 + 1).byte())
     status, output, _ = call(train.main, "--epochs", 1, "-b", 50, "-j", 0)
     assert status == 0
     assert "cifar10: 200 train, 40 test images" in output
@@ -362,3 +543,97 @@ def test_cifar10_without_network(monkeypatch, fails):
     errors = fails(train.main)
     for word in ("cifar-10-python.tar.gz", "--dataset folder", "--dataset digits"):
         assert word in errors
+
+
+def test_cifar100_in_torchvisions_format(tmp_path, monkeypatch, fails):
+    names = [f"fine {number}" for number in range(100)]
+    path = make_archive(CIFAR100, tmp_path, monkeypatch, "fine_labels", names)
+    splits, classes = load_splits("cifar100", path.parent)
+    assert classes == names
+    for images, labels in splits.values():
+        assert images.shape == (400, 32, 32, 3)
+        assert labels.bincount().tolist() == [4] * 100
+        assert torch.equal(images[:, 5, 7, 0], (labels * 2).byte())
+        assert torch.equal(images[:, 5, 7, 1], (labels * 2 + 1).byte())
+
+    (path.parent / CIFAR100.base_folder / "train").unlink()
+    path.write_bytes(path.read_bytes()[:-100])
+    errors = fails(dataset.main, "--dataset", "cifar100")
+    assert "no intact CIFAR100" in errors
+    assert CIFAR100.filename in errors
+
+
+def write_idx(path, values):
+    """Bytes of any shape, in the format of MNIST's files, compressed."""
+    header = bytes([0, 0, 8, values.ndim])  # 8: unsigned bytes
+    for length in values.shape:
+        header += length.to_bytes(4, "big")
+    path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
+    return path.name, md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def mnist(tmp_path, monkeypatch):
+    """The folder of MNIST's four archives, small; and no mirror to have others from."""
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    folder = tmp_path / "data" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    files = []
+    for part, count in (("train", 60), ("t10k", 20)):
+        images = noise(count)[:, :28, :28, 0].numpy()
+        labels = np.arange(count) % 10
+        images[:, 0, 0] = labels
+        files.append(write_idx(folder / f"{part}-images-idx3-ubyte.gz", images))
+        files.append(write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels))
+    monkeypatch.setattr(MNIST, "resources", files)
+    return folder
+
+
+def test_mnist_in_torchvisions_format(mnist, call):
+    splits, classes = load_splits("mnist", mnist.parent.parent)
+    assert classes == list("0123456789")
+    for name, count in (("train", 60), ("test", 20)):
+        images, labels = splits[name]
+        assert images.shape == (count, 32, 32, 3)
+        assert images.dtype == torch.uint8
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == [number % 10 for number in range(count)]
+        inside = images[:, 2:30, 2:30]
+        assert torch.equal(inside[:, 0, 0, 0], labels.byte())
+        assert torch.equal(inside[:, 1:, 1:, 0], noise(count)[:, 1:28, 1:28, 0])
+        assert torch.equal(images[..., 0], images[..., 1])
+        assert torch.equal(images[..., 0], images[..., 2])
+        assert images.long().sum() == inside.long().sum()  # the margin is black
+    status, output, _ = call(dataset.main, "--dataset", "mnist")
+    assert status == 0
+    assert ["all", "60", "20"] in [line.split() for line in output.splitlines()]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_mnist_with_a_damaged_archive_is_not_read(mnist, number):
+    name = MNIST.resources[number][0]
+    content = bytearray((mnist / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (mnist / name).write_bytes(content)
+    with pytest.raises(UserError, match="no intact MNIST") as error:
+        load("mnist", mnist.parent.parent, train=True)
+    assert f"Error downloading {name}" in str(error.value)  # it was not taken
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 3, 10, 20])
+def test_mnist_with_a_damaged_unpacked_file_is_one_error(mnist, fails, size):
+    load("mnist", mnist.parent.parent, train=True)
+    path = mnist / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:size])
+    errors = fails(dataset.main, "--dataset", "mnist")
+    assert "no intact MNIST" in errors
+    assert "train-images-idx3-ubyte.gz" in errors
+
+
+def test_mnist_without_network(monkeypatch, fails):
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    Path("data/MNIST/raw").mkdir(parents=True)  # torchvision would
+    errors = fails(dataset.main, "--dataset", "mnist")
+    assert "t10k-labels-idx1-ubyte.gz" in errors
+    assert "--dataset digits" in errors

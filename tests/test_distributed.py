@@ -12,31 +12,53 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import PATH
 
 import train
+from checkpoint import load_checkpoint, restore
 from dataset import load_splits
-from evaluate import loss_and_accuracy, predict
-from model import restore
-from utils import load_checkpoint
+from evaluate import measure, predict
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals"),
+]
 
-# Group norm sees an image at a time, so that processes change the order of sums alone; and
-# at rates this low training does not blow their rounding up.
-SMALL = ["--dataset", "digits", "--val-size", "1100", "-b", "64", "--norm", "group"]
-SMALL += ["--amp", "off", "--lr", "0.01", "--muon-lr", "0.0003", "--epochs", "3"]
+# At rates this low, training does not blow up the rounding of sums in another order.
+RECIPE = ["--dataset", "digits", "--val-size", "1100", "-b", "64", "--amp", "off"]
+RECIPE += ["--optimizer", "muon", "--schedule", "onecycle", "--ema", "0.02"]
+RECIPE += ["--lr", "0.01", "--muon-lr", "0.0003", "--epochs", "3"]
+# Group norm sees an image at a time, so that processes change the order of sums alone.
+SMALL = ["--arch", "small", "--norm", "group", "--dropout", "0", *RECIPE]
+GROUPED = ["--arch", "grouped", *RECIPE]
 TOLERANCE = 1e-4
+
+# train.py with the tests' own networks, and a class whose norm sees an image at a time.
+SCRIPT = """
+import nets, train, utils
+from torch import nn
+
+class Grouped(nets.OwnNet):
+    def __init__(self, classes):
+        super().__init__(classes, dropout=0.0)
+        self.bn1, self.bn2 = nn.GroupNorm(4, 8), nn.GroupNorm(4, 24)
+
+nets.ARCHS["grouped"] = Grouped
+if __name__ == "__main__":
+    utils.run(train.main)
+"""
 
 
 def torchrun(folder, *launch, arguments=SMALL):
     """A started torchrun, in a folder of its own."""
     folder.mkdir(exist_ok=True)
+    script = folder.parent / f"{folder.name}-train.py"
+    script.write_text(SCRIPT)
     launcher = [sys.executable, "-u", "-m", "torch.distributed.run", *launch]
     return subprocess.Popen(
-        [*map(str, launcher), str(ROOT / "train.py"), *arguments],
+        [*map(str, launcher), str(script), *arguments],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -100,10 +122,11 @@ def test_two_processes_are_one(alone, tmp_path):
     # Each of 1,100 images counts once: three batches, of which one process took two.
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     splits, _ = load_splits("digits", "", 1100)
-    logits = predict(
+    scores = predict(
         restore(checkpoint), splits["val"][0], torch.device("cpu"), torch.float32
     )
-    loss, accuracy = loss_and_accuracy(logits, splits["val"][1])
+    figures = measure(scores, splits["val"][1])
+    accuracy, loss = figures["accuracy"], figures["loss"]
     assert checkpoint["accuracy"] == accuracy
     last, lasts = read_history(tmp_path)[-1], read_history(alone)[-1]
     assert float(last["val_accuracy"]) == accuracy
@@ -193,6 +216,16 @@ def test_seeds_one_after_another(call, tmp_path):
         "compare.png", "seed-5", "seed-6",
     ]  # fmt: skip
     assert "standard deviation" in output
+
+
+def test_two_processes_train_a_class_of_ones_own(tmp_path):
+    """As one process does, whose weights are those up to rounding."""
+    for name, count in (("one", 1), ("two", 2)):
+        launch = ("--standalone", f"--nproc-per-node={count}")
+        process = torchrun(tmp_path / name, *launch, arguments=GROUPED)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
 
 
 def test_errors_are_said_once(tmp_path):

@@ -1,26 +1,23 @@
 """What explains a training: one's own images, Grad-CAM, comparisons, the data shown."""
 
-import copy
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from nets import OwnNet
 from PIL import Image
 from torch import nn
 
 import compare
 import dataset
 import evaluate
-import optim
 import train
+from checkpoint import load_checkpoint
 from gradcam import grad_cam, overlay
-from model import build, checklist
-from utils import load_checkpoint
 
-QUICK = ["--dataset", "digits", "--epochs", "2", "-j", "0"]
+QUICK = ["--dataset", "digits", "--epochs", "2", "-j", "0", "--arch", "small"]
 
 
 class KnownNet(nn.Module):
@@ -48,6 +45,31 @@ def test_grad_cam_is_what_the_definition_says():
     expected = (images[0, ..., 0].float() - 2 * images[0, ..., 1].float()).clamp(min=0)
     assert torch.allclose(maps[0], expected / expected.max(), atol=1e-5)
     assert (maps[1] == 0).all()
+
+
+class FunctionalNet(KnownNet):
+    """The same with a nested block, functions in the place of modules, and a gate whose
+    own convolution runs last of all that has a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleDict({"features": self.c4})
+        self.aside = nn.Conv2d(3, 2, 1)
+
+    def forward(self, images):
+        x = self.inner["features"](images.float())
+        self.aside(images.float())  # a map that has no part in the scores
+        return self.o[2](x.mean((2, 3)))
+
+
+def test_grad_cam_is_of_the_last_map_whatever_it_is_called():
+    images = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    targets = torch.tensor([1, 0, 1])
+    known = grad_cam(KnownNet(), images, targets)
+    assert torch.allclose(grad_cam(FunctionalNet(), images, targets), known, atol=1e-6)
+    frozen = KnownNet().requires_grad_(False)
+    assert torch.allclose(grad_cam(frozen, images, targets), known, atol=1e-6)
+    assert grad_cam(OwnNet(), images, targets).shape[0] == 3
 
 
 def test_overlay_is_brighter_where_the_map_is():
@@ -106,7 +128,7 @@ def test_mirror_images_are_averaged(trained, call):
         for pictures, mirror in ((images, 0), (images.flip(2), 0), (images, 1))
     )
     assert torch.allclose(both, (one + two) / 2, atol=1e-5)
-    assert not torch.allclose(one, two, atol=0.1)
+    assert not torch.allclose(one, two, atol=1e-3)
     status, output, _ = call(evaluate.main, "--ckpt", "results/a/best.pt", "--tta")
     assert status == 0
     assert "and their mirror images" in output
@@ -125,7 +147,6 @@ def test_compare(trained, call, fails, tmp_path):
     assert f"{sum(seconds) / 2:.1f}" in rows[0]
     best = load_checkpoint("results/a/best.pt")["accuracy"]
     assert f"{best:.2%}" in rows[0]
-    assert "198,264" in rows[0]
     assert np.asarray(Image.open("results/compare.png")).std() > 0
     (tmp_path / "results" / "empty").mkdir()
     assert "no training in" in fails(compare.main, "results/empty", "nowhere")
@@ -140,7 +161,7 @@ def test_compare(trained, call, fails, tmp_path):
 def test_find_lr_changes_nothing_else(call, tmp_path):
     status, output, _ = call(train.main, *QUICK, "--find-lr")
     assert status == 0
-    suggested = float(output.split("--lr ")[1].split()[0])
+    suggested = float(output.split("suggested --lr ")[1].split()[0])
     assert 0.003 < suggested < 3
     files = [file.name for file in tmp_path.rglob("*") if file.is_file()]
     assert files == ["lr_finder.png"]
@@ -163,40 +184,3 @@ def test_data_set_is_shown(call):
     assert ["3", str((labels == 3).sum().item()), "37"] in rows
     for name in ("samples", "steps"):
         assert np.asarray(Image.open(f"results/{name}.png")).std() > 0
-
-
-def test_l1_penalty_is_that_of_all_parameters():
-    torch.manual_seed(0)
-    net = build("residual", "dilated", "batch", None)
-    size = sum(weight.abs().sum().item() for weight in net.parameters())
-    images, labels = torch.randint(0, 256, (8, 3, 32, 32)), torch.arange(8)
-    losses = []
-    for penalty in ("0", "0.001"):
-        args, _ = train.parse_arguments(["--l1", penalty])
-        training = optim.Training(copy.deepcopy(net), args, steps=100)
-        losses.append(training.step(images, labels, torch.float32)[0].item())
-    assert losses[1] - losses[0] == pytest.approx(0.001 * size, rel=1e-3)
-
-
-def test_decay_by_the_epoch(call):
-    """Against the published recipe: times 0.9 every epoch, from the first rate."""
-    options = ["--optimizer", "sgd", "--gamma", "0.9", "--lr", "0.07", "--epochs", "3"]
-    status, output, _ = call(train.main, *QUICK, *options)
-    assert status == 0
-    rates = [line.split("lr ")[1].split()[0] for line in output.splitlines()[-5:-2]]
-    assert rates == ["0.0700", "0.0630", "0.0567"]
-
-
-@pytest.mark.parametrize("name, arch", [("default", "residual"), ("record", "record")])
-def test_pretrained_weights_are_those_of_the_readme(name, arch):
-    path = ROOT / "pretrained" / f"{name}.pt"
-    checkpoint = load_checkpoint(path)
-    net = evaluate.restore(checkpoint)
-    assert path.stat().st_size < 1_000_000
-    assert all(passed for _, _, passed in checklist(net, checkpoint["accuracy"]))
-    assert checkpoint["net"] == build(arch, "dilated", "batch", None).config | {
-        name: checkpoint["net"][name] for name in ("mean", "std")
-    }
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.split(f"| {name} network")[1].split("\n\n")[0]
-    assert f"{checkpoint['accuracy']:.2%}".replace("%", " %") in table

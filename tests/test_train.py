@@ -6,23 +6,30 @@ import math
 import os
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, run_train
 
-import bench
+import compare
 import distributed
 import evaluate
-import optim
+import machine
 import train
+import training
 import utils
+from checkpoint import load_checkpoint, restore, save_checkpoint
 from dataset import load
-from model import build, restore
-from utils import load_checkpoint, save_checkpoint
 
-QUICK = ["--dataset", "digits", "--epochs", "2", "-j", "0"]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import bench
+
+RECIPE = ["--optimizer", "muon", "--lr", "0.3", "--muon-lr", "0.03", "--ema", "0.02"]
+DIGITS = ["--dataset", "digits", "--arch", "small", "-j", "0", *RECIPE]
+QUICK = [*DIGITS, "--epochs", "2"]
 
 
 def flat(checkpoint):
@@ -33,8 +40,8 @@ def flat(checkpoint):
 def trained(tmp_path_factory):
     """A folder with what a training on the digits leaves, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
-    options = ["--dataset", "digits", "--epochs", "8"]
-    result = run_script(folder, ROOT / "train.py", *options)
+    options = ["--dataset", "digits", "--epochs", "8", "-b", "64", *RECIPE]
+    result = run_train(folder, *options)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     return folder, result.stdout
@@ -42,7 +49,11 @@ def trained(tmp_path_factory):
 
 def test_training_learns_and_says_what_it_does(trained):
     _, output = trained
-    for word in ("198,264 parameters", "receptive field 55", "1,437 train", "360 test"):
+    net = restore(load_checkpoint(trained[0] / "best.pt"))
+    parameters = sum(weight.numel() for weight in net.parameters())
+    for word in (f"{parameters:,} with 10 classes", "receptive field 51"):
+        assert word in output
+    for word in ("1,437 train", "360 test"):
         assert word in output
     for word in (torch.__version__, "seed 0", "cpu", "chosen on the test images"):
         assert word in output
@@ -64,7 +75,7 @@ def test_training_leaves_its_files(trained):
         history = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in history] == list(range(1, 9))
     for row in history:
-        assert f"test {float(row['test_loss']):.4f}" in output
+        assert f"test loss {float(row['test_loss']):.4f}" in output
     with open(folder / "results" / "run.json") as file:
         assert len(json.load(file)["seconds"]) == 8
     for name in ("curves.png", "augmented.png"):
@@ -91,7 +102,7 @@ def test_evaluation_reports_the_same_figures(trained, call):
         figures = json.load(file)
     assert status == 0
     assert figures["accuracy"] == checkpoint["accuracy"]
-    assert f"Test accuracy {checkpoint['accuracy']:.2%}" in output
+    assert f" accuracy {checkpoint['accuracy']:.2%}, on the 360" in output
     matrix = torch.tensor(figures["confusion_matrix"])
     assert matrix.sum() == 360
     assert matrix.trace() / 360 == pytest.approx(checkpoint["accuracy"])
@@ -111,15 +122,15 @@ def test_evaluation_agrees_with_a_plain_loop(trained):
     right, loss = 0, 0.0
     with torch.no_grad():
         for image, label in zip(images, labels):
-            logits = net(image.permute(2, 0, 1)[None].float())[0]
-            right += int(logits.argmax() == label)
-            loss -= math.log(logits.softmax(0)[label])
-    logits = evaluate.predict(
+            scores = net(image.permute(2, 0, 1)[None].float())[0]
+            right += int(scores.argmax() == label)
+            loss -= math.log(scores.softmax(0)[label])
+    scores = evaluate.predict(
         net, images, torch.device("cpu"), torch.float32, batch_size=77
     )
-    mean_loss, accuracy = evaluate.loss_and_accuracy(logits, labels)
-    assert accuracy == right / 360
-    assert mean_loss == pytest.approx(loss / 360, rel=1e-4)
+    figures = evaluate.measure(scores, labels)
+    assert figures["accuracy"] == right / 360
+    assert figures["loss"] == pytest.approx(loss / 360, rel=1e-4)
 
 
 def test_another_seed_gives_another_network(call):
@@ -155,84 +166,22 @@ def test_dry_run_writes_nothing(call, tmp_path):
 
 def test_folder_of_other_classes(call, image_folder):
     options = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
-    status, output, _ = call(train.main, *options, "--epochs", 4)
+    options += ["--arch", "small", "--epochs", 8, "--move", 0, "--hole", 0, *RECIPE]
+    status, output, _ = call(train.main, *options)
     assert status == 0
     status, output, _ = call(evaluate.main)
     assert status == 0
     assert "chat gâté" in output
-    assert "Test accuracy 100.00%" in output
+    assert "accuracy 100.00%, on the 32" in output
 
 
-def test_recipe():
-    net = build("residual", "dilated", "batch", None)
-    args, _ = train.parse_arguments([])
-    training = optim.Training(net, args, steps=100)
-    sgd, muon = training.optimizers
-    decayed, free = sgd.param_groups
-    assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0)
-    assert decayed["nesterov"]
-    named = {id(weight): name for name, weight in net.named_parameters()}
-    assert all("norm" in named[id(weight)] for weight in free["params"])
-    assert [named[id(weight)] for weight in decayed["params"]] == [
-        "c4.conv.depthwise.weight",
-        "o.conv.conv.weight",
-    ]
-    kernels = {named[id(weight)] for weight in muon.kernels}
-    others = {named[id(weight)] for weight in decayed["params"] + free["params"]}
-    assert kernels | others == set(named.values())
-    assert not kernels & others
-
-
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_muon_makes_steps_of_orthogonal_rows(layout):
-    """Against the definition: a step is a matrix whose singular values are all near 1."""
-    torch.manual_seed(0)
-    kernel = torch.nn.Parameter(torch.randn(16, 8, 3, 3).to(memory_format=layout))
-    before = kernel.detach().clone()
-    muon = optim.Muon([kernel], lr=0.5, weight_decay=0.0)
-    kernel.grad = torch.randn(16, 8, 3, 3).to(memory_format=layout)
-    muon.step()
-    step = (kernel.detach() - before) / 0.5
-    assert 0.6 < torch.linalg.svdvals(step.flatten(1)).min()
-    assert torch.linalg.svdvals(step.flatten(1)).max() < 1.3
-    # Downhill, and made of each number's own gradient, in whichever order they lie.
-    _, _, rows = torch.linalg.svd(kernel.grad.flatten(1), full_matrices=False)
-    assert torch.allclose(step.flatten(1) @ rows.T @ rows, step.flatten(1), atol=0.02)
-    assert (step * kernel.grad).sum() < 0
-
-
-def test_average_of_the_weights():
-    """Against the formula: the first weights, then a fifth of each of the later ones."""
-    net = build("reference", "dilated", "batch", None)
-    args, _ = train.parse_arguments(["--ema", "0.05", "-b", "8"])
-    training = optim.Training(net, args, steps=100)  # an average over 5 steps
-    images, labels = torch.randint(0, 256, (8, 3, 32, 32)), torch.arange(8)
-    names = ("c1.conv.pointwise.weight", "c4.conv.norm.running_var")
-    expected = None
-    for _ in range(4):
-        training.step(images, labels, torch.float32)
-        now = [net.state_dict()[name].clone() for name in names]
-        expected = expected or now
-        expected = [a + (b - a) / 5 for a, b in zip(expected, now)]
-    for name, value in zip(names, expected):
-        assert torch.allclose(training.ema.module.state_dict()[name], value, atol=1e-6)
-
-
-def test_learning_rate_rises_and_falls_to_nothing(call):
-    call(train.main, *QUICK, "--epochs", 10, "-b", 1437, "--lr", 0.2)  # a step an epoch
-    with open("results/history.csv") as file:
-        rates = [float(row["lr"]) for row in csv.DictReader(file)]
-    assert rates[0] == pytest.approx(0.02)
-    assert rates[2] == max(rates) == pytest.approx(0.2)
-    assert rates[2:] == sorted(rates[2:], reverse=True)
-    assert rates[-1] < 1e-4
-
-
-def test_compiled_weights_keep_their_names(call, monkeypatch):
-    if not train.can_compile(torch.device("cpu")):
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["small", "own"])
+def test_compiled_weights_keep_their_names(call, monkeypatch, arch):
+    if not machine.can_compile(torch.device("cpu")):
         pytest.skip("torch.compile finds no compiler here")
-    monkeypatch.setattr(train, "COMPILE_FROM", 0)
-    status, output, _ = call(train.main, *QUICK, "--epochs", 1)
+    monkeypatch.setattr(machine, "COMPILE_FROM", 0)
+    status, output, _ = call(train.main, *QUICK, "--epochs", 1, "--arch", arch)
     assert status == 0
     assert "float32, compiled" in output or "bfloat16, compiled" in output
     names = restore(load_checkpoint("last.pt")).state_dict().keys()
@@ -244,7 +193,7 @@ def test_without_a_compiler_training_goes_on(call, monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", missing)
-    monkeypatch.setattr(train, "COMPILE_FROM", 0)
+    monkeypatch.setattr(machine, "COMPILE_FROM", 0)
     status, output, _ = call(train.main, *QUICK, "--epochs", 1)
     assert status == 0
     assert "not compiled" in output
@@ -254,11 +203,11 @@ def test_precision_is_a_choice(call, monkeypatch):
     units = {"avx512_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
     cpu = torch.device("cpu")
-    assert utils.pick_precision(cpu, "auto") == torch.bfloat16
-    assert utils.pick_precision(cpu, "off") == torch.float32
+    assert machine.pick_precision(cpu, "auto") == torch.bfloat16
+    assert machine.pick_precision(cpu, "off") == torch.float32
     units.clear()
-    assert utils.pick_precision(cpu, "auto") == torch.float32
-    assert utils.pick_precision(torch.device("mps"), "auto") == torch.float32
+    assert machine.pick_precision(cpu, "auto") == torch.float32
+    assert machine.pick_precision(torch.device("mps"), "auto") == torch.float32
     _, output, _ = call(train.main, *QUICK, "--dry-run")
     assert "float32" in output
 
@@ -273,7 +222,7 @@ def test_precision_is_a_choice(call, monkeypatch):
         (["--lr", "-1"], "0 or more"),
         (["--lr", "nan"], "0 or more"),
         (["--label-smoothing", "2"], "0 to 1"),
-        (["--dropout", "1.5"], "0 to 1"),
+        (["--dropout", "1"], "below 1"),
         (["-j", "-1"], "0 or more"),
         (["--seeds", "2", "--find-lr"], "leave out --seeds"),
         (["--sync-bn"], "several processes on CUDA"),
@@ -283,6 +232,8 @@ def test_precision_is_a_choice(call, monkeypatch):
         (["--ckpt", "last.pt"], "last.pt"),
         (["--ckpt", "."], "folder"),
         (["--speed", "3"], "unrecognized"),
+        (["--schedule", "linear"], "onecycle"),
+        (["--init", "none.pt"], "no checkpoint"),
     ],
 )
 def test_impossible_options(fails, options, message):
@@ -359,10 +310,11 @@ def test_scripts_report_errors_in_one_line(tmp_path):
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_bench_measures_every_part(call, monkeypatch):
     """On few images and uncompiled, where the figures mean nothing."""
     monkeypatch.setattr(bench, "COUNT", 128)
-    monkeypatch.setattr(train, "can_compile", lambda device: False)
+    monkeypatch.setattr(bench, "can_compile", lambda device: False)
     status, output, _ = call(bench.main)
     assert status == 0
     for name in (
@@ -376,3 +328,109 @@ def test_bench_measures_every_part(call, monkeypatch):
     ):
         (figure,) = re.findall(re.escape(name) + r"\W+([\d.,]+)", output)
         assert float(figure.replace(",", "")) > 0
+
+
+def test_training_of_a_class_of_ones_own(call):
+    """Trained, resumed, evaluated, explained and compared, by the name of its class."""
+    options = [*QUICK, "--epochs", 8, "-b", 64, "--arch", "own", "--name", "own"]
+    status, output, errors = call(train.main, *options)
+    assert status == 0, errors
+    assert "own, a class" in output
+    checkpoint = load_checkpoint("results/own/best.pt")
+    assert checkpoint["net"]["rows"] is None
+    assert checkpoint["accuracy"] > 0.9
+    assert call(train.main, "--resume", "results/own/last.pt")[0] == 0
+    status, output, errors = call(evaluate.main, "--ckpt", "results/own/best.pt")
+    assert status == 0, errors
+    assert f" accuracy {checkpoint['accuracy']:.2%}, on the 360" in output
+    assert os.path.exists("results/gradcam.png")
+    status, output, errors = call(compare.main, "results/own")
+    assert status == 0, errors
+    assert f"{checkpoint['accuracy']:.2%}" in output
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_optimizer_learns(call, optimizer):
+    options = ["--dataset", "digits", "--arch", "small", "-j", 0, "-b", 64]
+    options += ["--epochs", 6, "--optimizer", optimizer, "--schedule", "cosine"]
+    status, _, errors = call(train.main, *options)
+    assert status == 0, errors
+    assert load_checkpoint("best.pt")["accuracy"] > 0.85
+
+
+def test_plateau_is_told_the_held_out_loss_or_else_the_training_loss(call, monkeypatch):
+    told = []
+    end_epoch = training.Training.end_epoch
+
+    def listen(self, loss):
+        told.append(loss)
+        end_epoch(self, loss)
+
+    monkeypatch.setattr(training.Training, "end_epoch", listen)
+    for held_out, column in ((0, "train_loss"), (300, "val_loss")):
+        told.clear()
+        options = [*QUICK, "--schedule", "plateau", "--val-size", held_out]
+        assert call(train.main, *options)[0] == 0
+        with open("results/history.csv") as file:
+            rows = list(csv.DictReader(file))
+        assert told == [float(row[column]) for row in rows]
+
+
+def test_one_more_figure_an_epoch_is_everywhere(call, monkeypatch):
+    def measure(scores, labels):
+        likeliest = scores.topk(3).indices
+        top3 = (likeliest == labels[:, None]).any(1).float().mean().item()
+        return evaluate.measure(scores, labels) | {"top3": top3}
+
+    monkeypatch.setattr(train, "measure", measure)
+    status, output, errors = call(train.main, *QUICK)
+    assert status == 0, errors
+    with open("results/history.csv") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert f"top3 {float(row['test_top3']):.2%}" in output
+        assert float(row["test_top3"]) >= float(row["test_accuracy"])
+
+
+def test_start_from_trained_weights(trained, call, image_folder, fails):
+    """On other classes all weights but the last layer's are those of the checkpoint, and
+    with --freeze they stay so, running statistics included."""
+    folder, _ = trained
+    data = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
+    options = [*data, "--init", folder / "best.pt", "--epochs", 3]
+    status, output, errors = call(train.main, *options, "--freeze")
+    assert status == 0, errors
+    assert f"weights of {folder / 'best.pt'}" in output
+    assert "all weights but those of the last layer" in output
+    before = load_checkpoint(folder / "best.pt")
+    after = load_checkpoint("last.pt")
+    assert after["net"]["mean"] == before["net"]["mean"]
+    assert after["classes"] == ["chat gâté", "dog"]
+    assert str(folder / "best.pt") in after["made_with"]["init"]
+    for name, weight in after["weights"].items():
+        if name == "body.o.conv.conv.weight":
+            assert len(weight) == 2
+        else:
+            assert torch.equal(weight, before["weights"][name]), name
+    status, output, _ = call(train.main, *options)
+    assert status == 0
+    moved = load_checkpoint("last.pt")["weights"]["body.c1.conv.conv.weight"]
+    assert not torch.equal(moved, before["weights"]["body.c1.conv.conv.weight"])
+    assert "leave out --arch" in fails(train.main, *options, "--arch", "own")
+
+
+def test_start_on_the_same_classes_keeps_the_last_layer(trained, call):
+    folder, _ = trained
+    options = [*DIGITS[:2], "-j", 0, "--init", folder / "best.pt", "--lr", 0]
+    options += ["--muon-lr", 0, "--epochs", 1, "--freeze"]
+    status, output, errors = call(train.main, *options)
+    assert status == 0, errors
+    accuracy = load_checkpoint(folder / "best.pt")["accuracy"]
+    assert f"test accuracy {accuracy:.2%} in best.pt" in output
+
+
+def test_dry_run_counts_the_images_it_took(call):
+    _, output, _ = call(train.main, *QUICK, "--dry-run", "-b", 32)
+    (line,) = [line for line in output.splitlines() if line.startswith("epoch")]
+    seconds, rate = re.findall(r"([\d.]+) s  ([\d,]+) images/s", line)[0]
+    assert float(rate.replace(",", "")) * float(seconds) < 3 * 32

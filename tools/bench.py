@@ -1,6 +1,6 @@
 """Measure how fast the parts of a training run here, and a published loop beside them.
 
-    python bench.py
+    python tools/bench.py
 
 The images are noise, which takes as long as any. Close what else computes: rates of a busy
 machine say little.
@@ -12,21 +12,26 @@ import statistics
 import sys
 from collections import deque
 from itertools import pairwise
+from pathlib import Path
 
 import albumentations as A
 import torch
 import torch.nn.functional as F
 from albumentations.pytorch import ToTensorV2
+from torch import nn
 from torch.utils.benchmark import timer
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
-import optim
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import options
 import train
 import utils
 from dataset import SIDE, AugmentedImages, augmentation, training_loader
-from layers import Depthwise, Dropout
-from model import build
+from layers import Depthwise
+from machine import add_machine_options, can_compile, pick_device, pick_precision
+from model import build, try_out
+from training import Training
 
 try:
     import resource
@@ -52,16 +57,30 @@ class PublishedImages(Dataset):
         return image, self.labels[index]
 
 
+def plain_depthwise(layer):
+    """PyTorch's own convolution in the place of a `Depthwise`."""
+    window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    channels = layer.in_channels
+    return nn.Conv2d(channels, channels, *window, groups=channels, bias=False)
+
+
+def in_layout(net, layout):
+    """The network with its weights and maps in a memory format."""
+    net.layout = layout
+    return net.to(memory_format=layout)
+
+
 class PublishedLoop:
     """The loop the reference network was published with: float32, batches of 64, SGD with
     an L1 penalty over all parameters, the loss read back every batch."""
 
     def __init__(self, data, device):
         net = build("reference", "dilated", "batch", None, std=(1 / 255,) * 3)
-        for module in net.modules():
-            if isinstance(module, (Depthwise, Dropout)):  # as published
-                module.__class__ = type(module).__base__
-        self.net = net.to(device, memory_format=torch.contiguous_format)
+        for parent in list(net.modules()):
+            for name, layer in parent.named_children():
+                if isinstance(layer, Depthwise):  # as published: PyTorch's own
+                    setattr(parent, name, plain_depthwise(layer))
+        self.net = in_layout(net, torch.contiguous_format).to(device)
         self.loader = DataLoader(
             data, 64, shuffle=True, num_workers=1, persistent_workers=True
         )
@@ -85,13 +104,15 @@ class OurLoop:
     def __init__(
         self, data, device, arch, amp="auto", compiled=True, channels_last=True
     ):
-        args, _ = train.parse_arguments(["--arch", arch])
-        self.device, self.dtype = device, utils.pick_precision(device, amp)
+        args, _ = options.parse_arguments(["--arch", arch])
+        self.device, self.dtype = device, pick_precision(device, amp)
         net = build(arch, args.downsample, args.norm, args.dropout, 10, MEAN, STD)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        net = net.to(device, memory_format=layout).train()
-        self.training = optim.Training(net, args, steps=10_000)
-        if compiled and train.can_compile(device):
+        net = in_layout(net, layout).to(device)
+        _, head = try_out(net)
+        self.training = Training(net, head, args, 10_000, self.dtype)
+        self.training.start_epoch()
+        if compiled and can_compile(device):
             torch.compiler.reset()  # or the variants before count as its recompilations
             net.compile()
         self.loader = training_loader(data, args.batch_size, 0, args.workers, device)
@@ -101,11 +122,10 @@ class OurLoop:
     def steps(self):
         """As many steps as in an epoch, on a batch that is there already."""
         for _ in range(len(self.loader)):
-            self.training.step(*self.batch, self.dtype)
+            self.training.step(*self.batch)
 
     def epoch(self):
-        batches = tqdm(self.loader, disable=True)
-        train.train_one_epoch(self.training, batches, 1, self.device, self.dtype)
+        train.train_one_epoch(self.training, self.loader, 1, self.device)
 
 
 def seconds(*functions, rounds=3):
@@ -162,7 +182,7 @@ def bench_steps(data, device, precision):
     print("\nTraining step on a batch that is there: images a second")
     best, fastest = 0, None
     for amp in dict.fromkeys(("off", precision)):
-        for compiled in (False, True)[: 1 + train.can_compile(device)]:
+        for compiled in (False, True) if can_compile(device) else (False,):
             for channels_last in (False, True):
                 loop = OurLoop(data, device, "residual", amp, compiled, channels_last)
                 (time,) = seconds(loop.steps)
@@ -177,9 +197,9 @@ def bench_steps(data, device, precision):
 
 def main(argv=None):
     parser = utils.Parser(description=__doc__.splitlines()[0])
-    utils.add_machine_options(parser.add_argument)
+    add_machine_options(parser.add_argument)
     args = parser.parse_args(argv)
-    device = utils.pick_device(args.device)
+    device = pick_device(args.device)
     labels = torch.randint(10, (COUNT,))
     images = torch.randint(256, (COUNT, SIDE, SIDE, 3), dtype=torch.uint8)
     data = AugmentedImages(images, labels, augmentation(MEAN), 0)

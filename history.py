@@ -1,0 +1,123 @@
+"""What a training leaves behind: its history, its files, and what it prints."""
+
+from pathlib import Path
+
+import distributed
+import utils
+from checkpoint import save_checkpoint
+from plots import plot_curves, show
+from rules import print_broken_rules
+from utils import UserError
+
+
+class History:
+    """One row of figures per finished epoch, and the seconds each one took.
+
+    `split` names the images that choose the best epoch: "test", or "val" for held-out ones.
+    """
+
+    def __init__(self, split, rows=(), seconds=()):
+        self.split = split
+        self.rows = list(rows)
+        self.seconds = list(seconds)
+
+    def plus(self, row, seconds):
+        """The history with one more epoch; this one stays as it is."""
+        return History(self.split, [*self.rows, row], [*self.seconds, seconds])
+
+    @property
+    def best(self):
+        """The row of the highest accuracy, the first of several."""
+        return max(self.rows, key=lambda row: row[f"{self.split}_accuracy"])
+
+
+class Files:
+    """The files of a training; only the first process writes, and no dry run does."""
+
+    def __init__(self, args, world):
+        out = Path(args.out)
+        self.best = Path(args.ckpt)
+        self.last = self.best.parent / "last.pt"
+        self.history = out / "history.csv"
+        self.run = out / "run.json"
+        self.curves = out / "curves.png"
+        self.augmented = out / "augmented.png"
+        self.range_test = out / "lr_finder.png"
+        self.are_written = world.rank == 0 and not args.dry_run and not args.find_lr
+        if self.best == self.last:
+            raise UserError("last.pt is the last epoch's: give --ckpt another name")
+        if args.find_lr:
+            utils.check_writable(self.range_test)
+        if self.are_written:
+            utils.check_writable(self.best, self.last, self.history, self.run)
+            utils.check_writable(self.curves, self.augmented)
+
+    def save_epoch(self, run, history, training):
+        """Save what the last epoch of the history left; `run` says what made it."""
+        row = history.rows[-1]
+        result = {
+            "epoch": row["epoch"],
+            "accuracy": row[f"{history.split}_accuracy"],
+            "weights": training.ema.module.state_dict(),
+        }
+        if history.best is row:
+            save_checkpoint(self.best, run | result)
+        utils.write_csv(self.history, history.rows)
+        utils.write_json(self.run, run | {"seconds": history.seconds})
+        # With this one the epoch counts as finished; the others are there.
+        state = training.state_dict()
+        state["history"] = history.rows
+        state["seconds"] = history.seconds
+        state["run_id"] = distributed.run_id()
+        save_checkpoint(self.last, run | result | {"resume": state})
+
+
+def print_header(args, title, rules, made_with):
+    """Print what decides the run."""
+    sizes = ", ".join(f"{size:,} {name}" for name, size in made_with["images"].items())
+    names = ("python", "torch", "torchvision", "albumentations", "numpy")
+    versions = ", ".join(f"{name} {made_with[name]}" for name in names)
+    compiled = "compiled" if made_with["compiled"] else "not compiled"
+    by_name = {rule.text: rule.figure for rule in rules}
+    print(
+        f"network   {title}: {by_name['under 200,000 parameters']}, "
+        f"receptive field {by_name['receptive field over 44']}"
+    )
+    if "init" in made_with:
+        print(f"start     {made_with['init']}")
+    if args.freeze:
+        print("frozen    all weights but those of the last layer")
+    print(
+        f"data      {args.dataset}: {sizes} images\n"
+        f"device    {made_with['device']}, {made_with['precision']}, {compiled}\n"
+        f"versions  {versions}\n"
+        f"training  {args.epochs} epochs, batches of {args.batch_size}, "
+        f"{args.optimizer}, {args.schedule}, seed {args.seed}\n"
+        f"best      chosen on the {'held-out' if args.val_size else 'test'} images"
+    )
+    print_broken_rules(rules)
+
+
+def print_epoch(history, epochs, images):
+    """Print the last row of the history as one line; `images` are those of an epoch."""
+    row, seconds, split = history.rows[-1], history.seconds[-1], history.split
+    epoch = f"{row['epoch']:>{len(str(epochs))}}/{epochs}"
+    line = (
+        f"epoch {epoch}  lr {row['lr']:.4f}  train {show(row, 'train_')}  "
+        f"{split} {show(row, f'{split}_')}  {seconds:.1f} s  "
+        f"{images / seconds:,.0f} images/s"
+    )
+    if history.best is row:
+        line += "  best"
+    print(line, flush=True)
+
+
+def report(history, files):
+    """Draw the curves, and print the figures of the best and the last epoch."""
+    plot_curves(history.rows, history.split, history.best, files.curves)
+    named = (("best", history.best, files.best), ("last", history.rows[-1], files.last))
+    for name, row, path in named:
+        accuracy = row[f"{history.split}_accuracy"]
+        print(
+            f"{name} epoch {row['epoch']}: {history.split} accuracy {accuracy:.2%} in {path}"
+        )

@@ -1,0 +1,201 @@
+"""Every option of train.py, with its default, and what of it a checkpoint decides."""
+
+import argparse
+import os
+from pathlib import Path
+
+from checkpoint import load_checkpoint
+from dataset import DATASETS
+from machine import add_machine_options
+from model import add_network_options
+from optim import DEFAULTS, SCHEDULES
+from utils import Parser, UserError, number
+
+NETWORK = ("arch", "downsample", "norm", "dropout")
+# Options of where and how far to train, not of what; a checkpoint does not keep them.
+NOT_KEPT = {"device", "dry_run", "find_lr", "resume", "seeds", "workers"}
+
+
+def make_parser(description):
+    """The parser of train.py."""
+    parser = Parser(description=description)
+    natural, positive = number(int, 0), number(int, 1)
+    fraction, rate = number(float, 0, 1), number(float, 0)
+
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", choices=DATASETS, default="cifar10", help="kind of images")
+    add("--data-dir", default="data", help="folder they are in, or are downloaded to")
+    add(
+        "--val-size",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="training images held out to choose the best epoch; 0: the test images do",
+    )
+    add(
+        "-j",
+        "--workers",
+        type=natural,
+        help="processes that augment; None: all cores but two, 8 at most",
+    )
+    add(
+        "--move", type=fraction, default=0.3, help="fraction of images moved and turned"
+    )
+    add("--hole", type=fraction, default=0.15, help="fraction of images with a hole")
+
+    add_network_options(parser)
+
+    add = parser.add_argument_group("recipe").add_argument
+    add("--epochs", type=positive, default=14, help="passes over the images")
+    add("-b", "--batch-size", type=positive, default=128, help="images per step")
+    add(
+        "--optimizer",
+        choices=DEFAULTS,
+        default="muon",
+        help="muon: for the kernels that mix channels, and SGD for the rest",
+    )
+    rates = ", ".join(f"{name} {values['lr']}" for name, values in DEFAULTS.items())
+    add("--lr", type=rate, help=f"highest learning rate; None: {rates}")
+    decays = ", ".join(f"{n} {v['weight_decay']}" for n, v in DEFAULTS.items())
+    add("--weight-decay", type=rate, help=f"but for norms and biases; None: {decays}")
+    add("--muon-lr", type=rate, default=0.03, help="highest learning rate of Muon")
+    add("--muon-decay", type=rate, default=0.02, help="weight decay of Muon")
+    add(
+        "--schedule",
+        choices=SCHEDULES,
+        default="onecycle",
+        help="of the learning rates; plateau watches the loss of the held-out images, "
+        "or the training loss where there are none",
+    )
+    add(
+        "--gamma",
+        type=fraction,
+        default=0.1,
+        help="what step and plateau multiply the rates by",
+    )
+    add(
+        "--step-epochs",
+        type=positive,
+        metavar="N",
+        help="epochs from step to step; None: a third of --epochs",
+    )
+    add("--patience", type=natural, default=2, help="epochs that plateau waits")
+    add("--l1", type=rate, default=0.0, help="penalty on the size of all parameters")
+    add("--label-smoothing", type=fraction, default=0.1, help="share of other classes")
+    add(
+        "--ema",
+        type=fraction,
+        default=0.02,
+        help="share of the steps weights average over",
+    )
+    add(
+        "--seed",
+        type=number(int, 0, 2**63 - 1),
+        default=0,
+        help="of weights, order and augmentation",
+    )
+    add("--seeds", type=positive, default=1, help="as many trainings, from --seed on")
+
+    add = parser.add_argument_group("start").add_argument
+    add("--init", metavar="CKPT", help="start from its network and weights")
+    add("--freeze", action="store_true", help="train the last layer alone")
+    add("--resume", metavar="LAST.PT", help="go on after its epoch, with its options")
+
+    add = parser.add_argument_group("machine").add_argument
+    add_machine_options(add)
+    add(
+        "--compile",
+        choices=["auto", "off"],
+        default="auto",
+        help="auto: where a compiler is found and the training is long enough",
+    )
+    add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
+    add("--deterministic", action="store_true", help="same bits each time on CUDA too")
+
+    add = parser.add_argument_group("output").add_argument
+    add("--ckpt", default="best.pt", help="checkpoint of the best epoch")
+    add("--out", default="results", help="folder of the history and the pictures")
+    add("--name", help="keep everything in results/NAME, whatever --ckpt and --out")
+    add("--dry-run", action="store_true", help="try one batch and write nothing")
+    add("--find-lr", action="store_true", help="suggest learning rates and do no more")
+    return parser
+
+
+def parse_arguments(argv, description=None):
+    """The options, and the checkpoint to resume or None.
+
+    Raises UserError for options that do not go together.
+    """
+    parser = make_parser(description)
+    args = parser.parse_args(argv)
+    given = given_options(argv)
+    checkpoint = None
+    if args.resume is not None:
+        checkpoint = load_checkpoint(args.resume)
+        args = resumed_options(parser, checkpoint, given, args.resume)
+    elif args.init is not None:
+        take_network_of(load_checkpoint(args.init), args, given)
+    if args.seeds > 1 and (args.find_lr or args.resume):
+        raise UserError(
+            "--find-lr and --resume are for one training: leave out --seeds"
+        )
+    if args.name is not None:
+        if args.name in ("", "..") or Path(args.name).name != args.name:
+            raise UserError(f"--name '{args.name}' is no name of a folder")
+        args.out = os.path.join("results", args.name)
+        args.ckpt = os.path.join(args.out, "best.pt")
+    if args.dry_run:
+        args.epochs = 1
+    if args.lr is None:
+        args.lr = DEFAULTS[args.optimizer]["lr"]
+    if args.weight_decay is None:
+        args.weight_decay = DEFAULTS[args.optimizer]["weight_decay"]
+    if args.step_epochs is None:
+        args.step_epochs = max(1, args.epochs // 3)
+    return args, checkpoint
+
+
+def given_options(argv):
+    """The options that the command line names, without the defaults of the others."""
+    parser = make_parser(None)
+    names = vars(parser.parse_args([]))
+    # Defaults are for what a namespace lacks; in this one all are there, and None.
+    nothing = argparse.Namespace(**dict.fromkeys(names))
+    parsed = vars(parser.parse_args(argv, nothing))
+    return {name: value for name, value in parsed.items() if value is not None}
+
+
+def resumed_options(parser, checkpoint, given, path):
+    """The options of the training that a last.pt is of, but for where it goes on.
+
+    What the file says is parsed, and so checked like what a user says.
+    """
+    for name in given:
+        if name not in NOT_KEPT | {"data_dir"}:
+            raise UserError(
+                "--resume goes on with the options of its training, whose schedule ends "
+                f"with its last epoch: leave out --{name.replace('_', '-')}, or train anew"
+            )
+    if not isinstance(checkpoint.get("resume"), dict):
+        raise UserError(f"{path} cannot be resumed, only a last.pt can")
+    argv = []
+    for name, value in (checkpoint["args"] | given).items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            argv.append(option)
+        elif value is not None and value is not False:
+            argv.append(f"{option}={value}")
+    return parser.parse_args(argv)
+
+
+def take_network_of(checkpoint, args, given):
+    """Set the options of the network to those of the checkpoint to start from."""
+    for name in NETWORK:
+        if name in given:
+            raise UserError(f"--init brings its own network: leave out --{name}")
+        setattr(args, name, checkpoint["args"].get(name))
+
+
+def kept_options(args):
+    """The options that a checkpoint keeps: what decides the training's figures."""
+    return {name: value for name, value in vars(args).items() if name not in NOT_KEPT}

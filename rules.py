@@ -1,0 +1,260 @@
+"""The assignment's rules, and the summary of a network, read off what runs in it."""
+
+from itertools import groupby
+from typing import NamedTuple
+
+GOAL = 0.85  # of the test images
+PARAMETERS = "under 200,000 parameters"
+RECEPTIVE_FIELD = "receptive field over 44"
+AVERAGES = ("mean", "avg_pool2d", "adaptive_avg_pool2d")
+
+
+class Rule(NamedTuple):
+    """A rule of the assignment, with the figure that decides it."""
+
+    text: str
+    figure: str
+    passed: bool | None  # None where it cannot be decided
+
+
+def checklist(net, nodes, accuracy=None, dataset="cifar10"):
+    """The assignment's rules for a network: a list of `Rule`.
+
+    `nodes` are those of `model.trace`. An `accuracy`, 0 to 1, of the test images of
+    `dataset` adds the rule on it.
+    """
+    convolutions = [node for node in nodes if node.operation == "conv2d"]
+    pools = [node for node in nodes if "max_pool" in node.operation]
+    dilated = [n for n in convolutions if is_larger(n) and max(n.window.dilation) > 1]
+    separable = [node for node in convolutions if is_separable(node, nodes)]
+    shrinking = [node for node in nodes if is_shrinking(node)]
+    blocks, in_a_row = count_blocks(nodes)
+    weighted, is_average = end_of(nodes[-1])
+    sizes = " + ".join(str(count) for count in blocks)
+
+    def names(nodes):
+        found = dict.fromkeys(name_of(net, node) for node in nodes)
+        return ", ".join(found) or "none"
+
+    rules = [
+        rule_on_parameters(net, nodes[-1]),
+        rule_on_receptive_field(nodes[-1]),
+        Rule("four blocks of 3x3 layers", f"{sizes} layers", all(blocks)),
+        Rule("three shrinking 3x3 layers", names(shrinking), in_a_row >= 3),
+        Rule("no max pooling", names(pools), not pools),
+        Rule("depthwise-separable layer", names(separable), bool(separable)),
+        Rule("dilated layer", names(dilated), bool(dilated)),
+        Rule("GAP, then 1x1 or linear", names(weighted), is_average),
+    ]
+    if accuracy is not None:
+        figure = f"{accuracy:.2%} on {dataset}"
+        rules.append(Rule("test accuracy of 85 %", figure, accuracy >= GOAL))
+    return rules
+
+
+def rule_on_parameters(net, output):
+    total = sum(weight.numel() for weight in net.parameters())
+    classes = output.shape[-1] if output.shape else "?"
+    return Rule(PARAMETERS, f"{total:,} with {classes} classes", total < 200_000)
+
+
+def rule_on_receptive_field(output):
+    """That of the map which enters global average pooling, or of the last map."""
+    _, maps = walk_back(output)
+    for node in [output, *maps]:
+        if node.unknown:
+            return Rule(RECEPTIVE_FIELD, f"unknown: {node.unknown}", None)
+    field = max((node.receptive_field for node in maps), default=1)
+    return Rule(RECEPTIVE_FIELD, f"{field}", field > 44)
+
+
+def walk_back(output):
+    """From the scores back to the last map: the operations behind it, and that map.
+
+    It is what enters global pooling. Returns two lists of nodes; the map is more than one
+    where a network ends in branches.
+    """
+    behind, maps, waiting = [], [], [output]
+    while waiting:
+        node = waiting.pop()
+        if node in behind:
+            continue
+        behind.append(node)
+        for source in node.sources:
+            is_behind = source.size == (1, 1) and not is_pool(node)
+            if is_behind or averages_an_axis(source):
+                waiting.append(source)
+            elif source not in maps:
+                maps.append(source)
+    return behind, maps
+
+
+def is_pool(node):
+    return node.window is not None and node.weight is None
+
+
+def averages_an_axis(node):
+    """Whether a node averages height or width alone, as one half of global pooling."""
+    if node.operation != "mean" or not node.window:
+        return False
+    return min(node.size) == 1 and max(node.size) > 1
+
+
+def end_of(output):
+    """The pooling and the layers with weights behind the last map, and whether these are
+    global average pooling and then 1x1 convolutions or linear layers."""
+    behind, maps = walk_back(output)
+    averages, layers, others = [], [], []
+    for node in reversed(behind):
+        reads_map = any(source in maps for source in node.sources)
+        if reads_map and node.operation in (
+            "mean",
+            "avg_pool2d",
+            "adaptive_avg_pool2d",
+        ):
+            averages.append(node)
+        elif reads_map:
+            others.append(node)
+        elif node.weight and max(node.window.kernel) == 1:
+            layers.append(node)
+        elif node.weight:
+            others.append(node)
+    is_average = bool(averages) and bool(layers) and not others
+    return averages + layers + others, is_average
+
+
+def count_blocks(nodes):
+    """How many 3x3 layers each of the blocks C1 to C4 has, and how many shrinking ones
+    follow one another.
+
+    A block ends with the 3x3 layer that shrinks its map. Where branches meet, the one
+    with most such layers counts.
+    """
+    blocks = [0, 0, 0, 0]
+    passed = {}  # by node: the shrinking layers up to it
+    for node in nodes:
+        before = max((passed[source] for source in node.sources), default=0)
+        if is_3x3(node) and before < len(blocks):
+            blocks[before] += 1
+        passed[node] = before + 1 if is_shrinking(node) else before
+    return blocks, max(passed.values())
+
+
+def is_3x3(node):
+    return node.operation == "conv2d" and node.window.kernel == (3, 3)
+
+
+def is_larger(node):
+    """Whether a convolution reads more than one pixel."""
+    return max(node.window.kernel) > 1
+
+
+def is_shrinking(node):
+    """Whether a node is a 3x3 convolution whose map is smaller than the one it reads."""
+    if not is_3x3(node):
+        return False
+    before, after = node.sources[0].size, node.size
+    return after[0] < before[0] or after[1] < before[1]
+
+
+def is_depthwise(node):
+    """Whether a convolution filters each channel by itself."""
+    return node.operation == "conv2d" and node.weight[1] == 1 and node.groups > 1
+
+
+def is_separable(node, nodes):
+    """Whether a depthwise convolution is read, through norms and such, by a 1x1 one."""
+    if not is_depthwise(node) or not is_larger(node):
+        return False
+    readers = [node]
+    for later in nodes[nodes.index(node) + 1 :]:
+        if any(source in readers for source in later.sources):
+            if later.operation == "conv2d":
+                if later.window.kernel == (1, 1) and later.groups == 1:
+                    return True
+            elif later.window is None:
+                readers.append(later)
+    return False
+
+
+def print_checklist(rules):
+    """Print the rules, one per line, and return whether all of them passed."""
+    marks = {True: "pass", False: "FAIL", None: "?   "}
+    print("\nThe assignment's rules")
+    for rule in rules:
+        print(f"  {marks[rule.passed]}  {rule.text:28}{rule.figure}")
+    return all(rule.passed is True for rule in rules)
+
+
+def print_broken_rules(rules):
+    """Print a line for each rule that is broken or cannot be decided."""
+    for rule in rules:
+        if rule.passed is False:
+            print(
+                f"warning   a rule of the assignment is broken: {rule.text} ({rule.figure})"
+            )
+        elif rule.passed is None:
+            print(f"note      {rule.text}: {rule.figure}")
+
+
+def name_of(net, node):
+    """The row of a table that a node belongs to, or else its layer."""
+    if getattr(net, "config", {}).get("rows"):
+        return ".".join(node.layer.split(".")[:2])
+    return node.layer or node.operation
+
+
+def print_summary(net, nodes):
+    """Print the network, one row of its table or one layer per line, and its totals."""
+    line = "{:{width}}{:21}{:>11}{:>11}{:>12}{:>8}{:>7}{:>9}{:>7}{:>6}".format
+    groups = []
+    for name, members in groupby(nodes, key=lambda node: name_of(net, node)):
+        members = list(members)
+        if any(node.window for node in members):
+            groups.append((name, members))
+    width = 2 + max([7, *(len(name) for name, _ in groups)])
+    titles = "layer type output params mult-adds kernel stride dilation field jump"
+    print(line(*titles.split(), width=width))
+    for name, members in groups:
+        print(line(name, *describe(net, name, members), width=width))
+    total = sum(weight.numel() for weight in net.parameters())
+    macs = sum(node.macs for node in nodes)
+    print(f"{total:,} parameters, {macs:,} multiply-adds an image")
+
+
+def describe(net, name, members):
+    """The cells of a line of the summary, from its type on."""
+    windows = [node for node in members if node.window]
+    main = max(windows, key=lambda node: (max(node.window.kernel), node.macs))
+    last = members[-1]
+    kind = main.operation
+    if any(is_depthwise(node) for node in members):
+        kind = "separable" if len(windows) > 1 else "depthwise"
+    if last.operation == "mul":
+        kind = "gate"
+    elif last.operation == "add" and len(last.sources) > 1:
+        has_shortcut = any(".shortcut" in node.layer for node in windows)
+        kind += " + shortcut" if has_shortcut else " + input"
+    parameters = "?"
+    for prefix in ("body.", ""):
+        module = find_module(net, prefix + name)
+        if module is not None:
+            parameters = f"{sum(weight.numel() for weight in module.parameters()):,}"
+            break
+    known = last.axes is not None
+    return (
+        kind,
+        "x".join(map(str, last.shape)),
+        parameters,
+        f"{sum(node.macs for node in members):,}",
+        "x".join(map(str, main.window.kernel)),
+        main.window.stride[0],
+        main.window.dilation[0],
+        last.receptive_field if known else "?",
+        last.axes[0].jump if known else "?",
+    )
+
+
+def find_module(net, path):
+    """The module of a path; None where it is that of a function."""
+    return dict(net.named_modules()).get(path)

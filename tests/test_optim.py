@@ -1,0 +1,233 @@
+"""Optimizers, schedules, averaged weights, and the step."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import optim
+import training
+from model import build, try_out
+from options import parse_arguments
+from training import Training
+
+IMAGES = torch.randint(
+    0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)
+)
+LABELS = torch.arange(8)
+
+
+def start(*options, arch="small", steps=100, net=None):
+    """A `Training` of a network of the tests' own with these options of train.py."""
+    args, _ = parse_arguments(["--arch", arch, *map(str, options)])
+    if net is None:
+        net = build(arch, "dilated", "batch", None)
+    _, head = try_out(net)
+    return Training(net, head, args, steps, torch.float32)
+
+
+def names_of(net, weights):
+    by_id = {id(weight): name for name, weight in net.named_parameters()}
+    return [by_id[id(weight)].removeprefix("body.") for weight in weights]
+
+
+def test_groups_of_weights_of_a_table():
+    own = start("--optimizer", "muon", "--weight-decay", 0.01)
+    sgd, muon = own.optimizers
+    decayed, free = sgd.param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0)
+    assert decayed["nesterov"]
+    assert all(".norm." in name for name in names_of(own.net, free["params"]))
+    assert names_of(own.net, decayed["params"]) == [
+        "c2.down.depthwise.weight",
+        "c4.conv.depthwise.weight",
+        "o.conv.conv.weight",
+    ]
+    kernels = names_of(own.net, muon.kernels)
+    others = names_of(own.net, decayed["params"] + free["params"])
+    everything = names_of(own.net, own.net.parameters())
+    assert sorted(kernels + others) == sorted(everything)
+
+
+def test_groups_of_weights_of_a_class():
+    """Its last layer is linear: it is that one, and no convolution, that SGD keeps."""
+    own = start("--optimizer", "muon", arch="own")
+    sgd, muon = own.optimizers
+    assert names_of(own.net, muon.kernels) == [
+        "stem.weight",
+        "shrink1.weight",
+        "deep.1.weight",
+        "shrink2.weight",
+        "shrink3.weight",
+        "last.weight",
+        "hidden.weight",
+    ]
+    matrices = names_of(own.net, sgd.param_groups[0]["params"])
+    assert matrices == ["deep.0.weight", "fc.weight"]
+
+
+@pytest.mark.parametrize("optimizer", optim.DEFAULTS)
+def test_frozen_weights_are_left_alone(optimizer):
+    net = build("own", "dilated", "batch", None)
+    net.body.stem.weight.requires_grad_(False)
+    net.body.bn1.requires_grad_(False)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    own = start("--optimizer", optimizer, "--weight-decay", 0.1, net=net, arch="own")
+    own.start_epoch()
+    own.step(IMAGES, LABELS)
+    for name, value in net.state_dict().items():
+        if name == "body.stem.weight" or name.startswith("body.bn1"):
+            assert torch.equal(value, before[name]), name
+    for name in ("body.fc.weight", "body.last.weight", "body.stem.bias"):
+        assert not torch.equal(net.state_dict()[name], before[name]), name
+
+
+def test_a_layer_used_twice_is_stepped_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3)
+            self.same = nn.Conv2d(8, 8, 3, padding=1)
+            self.again = self.same
+            self.fc = nn.Linear(8, 10)
+
+        def forward(self, x):
+            x = self.again(self.same(self.first(x)))
+            return self.fc(x.mean((2, 3)))
+
+    net = Twice()
+    kernels = optim.mixing_kernels(net, net.fc)
+    assert [kernel.shape[0] for kernel in kernels] == [8, 8]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_muon_makes_steps_of_orthogonal_rows(layout):
+    """Against the definition: a step is a matrix whose singular values are all near 1."""
+    torch.manual_seed(0)
+    kernel = torch.nn.Parameter(torch.randn(16, 8, 3, 3).to(memory_format=layout))
+    before = kernel.detach().clone()
+    muon = optim.Muon([kernel], lr=0.5, weight_decay=0.0)
+    kernel.grad = torch.randn(16, 8, 3, 3).to(memory_format=layout)
+    muon.step()
+    step = (kernel.detach() - before) / 0.5
+    assert 0.6 < torch.linalg.svdvals(step.flatten(1)).min()
+    assert torch.linalg.svdvals(step.flatten(1)).max() < 1.3
+    # Downhill, and made of each number's own gradient, in whichever order they lie.
+    _, _, rows = torch.linalg.svd(kernel.grad.flatten(1), full_matrices=False)
+    assert torch.allclose(step.flatten(1) @ rows.T @ rows, step.flatten(1), atol=0.02)
+    assert (step * kernel.grad).sum() < 0
+
+
+def test_adamw_is_pytorchs():
+    """Against a plain loop of PyTorch's own AdamW over the same weights."""
+    net = build("small", "dilated", "batch", None)
+    other = copy.deepcopy(net)
+    own = start(
+        "--optimizer", "adamw", "--schedule", "step", "--step-epochs", 9, net=net
+    )
+    groups = [
+        {"params": [w for w in other.parameters() if w.ndim > 1], "weight_decay": 0.05},
+        {"params": [w for w in other.parameters() if w.ndim == 1], "weight_decay": 0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=0.003)
+    smoothing = own.args.label_smoothing
+    for _ in range(3):
+        own.start_epoch()
+        own.step(IMAGES, LABELS)
+        loss = F.cross_entropy(other.train()(IMAGES), LABELS, label_smoothing=smoothing)
+        adamw.zero_grad()
+        loss.backward()
+        adamw.step()
+    for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def rates(schedule, *options, losses, steps=1):
+    """The learning rate of each epoch of some steps, told these losses."""
+    options = ["--schedule", schedule, "--lr", 0.2, *options]
+    own = start("--optimizer", "sgd", *options, steps=steps * len(losses))
+    seen = []
+    for loss in losses:
+        seen.append(own.lr)
+        for optimizer in own.optimizers:
+            optimizer.step()
+        if schedule in optim.STEPPED_EACH_BATCH:
+            for _ in range(steps):
+                own.schedules[0].step()
+        own.end_epoch(loss)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
+def test_schedules():
+    """Against their definitions, of one step per epoch."""
+    falling = [1.0] * 10
+    onecycle = rates("onecycle", losses=falling)
+    assert onecycle[0] == pytest.approx(0.02)
+    assert onecycle[2] == max(onecycle) == pytest.approx(0.2)
+    assert onecycle[2:] == sorted(onecycle[2:], reverse=True)
+    assert onecycle[-1] < 1e-4
+    cosine = rates("cosine", losses=falling)
+    assert cosine[0] == 0.2
+    assert cosine[5] == pytest.approx(0.1)
+    step = rates("step", "--gamma", 0.9, "--step-epochs", 2, losses=falling)
+    assert step == pytest.approx([0.2 * 0.9 ** (epoch // 2) for epoch in range(10)])
+
+
+def test_plateau_waits_for_the_loss_it_is_told():
+    options = ["--gamma", 0.5, "--patience", 1]
+    assert rates("plateau", *options, losses=[3, 2, 1, 0.5]) == [0.2] * 4
+    stuck = rates("plateau", *options, losses=[1, 1, 1, 1, 1, 1])
+    assert stuck == pytest.approx([0.2, 0.2, 0.2, 0.1, 0.1, 0.05])
+
+
+def test_average_of_the_weights():
+    """Against the formula: the first weights, then a fifth of each of the later ones."""
+    own = start("--ema", 0.05)  # of 100 steps: an average over 5
+    names = ("body.c1.conv.conv.weight", "body.c4.conv.norm.running_var")
+    expected = None
+    for _ in range(4):
+        own.step(IMAGES, LABELS)
+        now = [own.net.state_dict()[name].clone() for name in names]
+        expected = expected or now
+        expected = [a + (b - a) / 5 for a, b in zip(expected, now)]
+    for name, value in zip(names, expected):
+        assert torch.allclose(own.ema.module.state_dict()[name], value, atol=1e-6)
+
+
+def test_l1_penalty_is_that_of_all_parameters():
+    net = build("small", "dilated", "batch", None)
+    size = sum(weight.abs().sum().item() for weight in net.parameters())
+    losses = []
+    for penalty in (0, 0.001):
+        own = start("--l1", penalty, net=copy.deepcopy(net))
+        losses.append(own.step(IMAGES, LABELS)[0].item())
+    assert losses[1] - losses[0] == pytest.approx(0.001 * size, rel=1e-3)
+
+
+def test_the_loss_is_one_function(monkeypatch):
+    """As MixUp would, another loss gets the batch and decides what is minimised."""
+    seen = []
+
+    def loss(net, images, labels, smoothing):
+        seen.append((images.shape, labels.tolist(), smoothing))
+        scores = net(images.flip(0))
+        return scores.square().mean(), scores
+
+    monkeypatch.setattr(training, "batch_loss", loss)
+    own = start("--label-smoothing", 0.3)
+    value, right = own.step(IMAGES, LABELS)
+    assert seen == [((8, 3, 32, 32), list(range(8)), 0.3)]
+    assert value > 0
+    assert isinstance(right, torch.Tensor)
+
+
+def test_each_optimizer_has_its_own_rate():
+    for optimizer, defaults in optim.DEFAULTS.items():
+        args, _ = parse_arguments(["--optimizer", optimizer])
+        assert args.lr == defaults["lr"]
+        assert args.weight_decay == defaults["weight_decay"]
+        args, _ = parse_arguments(["--optimizer", optimizer, "--lr", "0.5"])
+        assert args.lr == 0.5

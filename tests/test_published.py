@@ -1,0 +1,165 @@
+"""What was published: the defaults that the README's figures and the assignment rest on.
+
+Edit them freely. A failure here says that a default is no longer the published one, and
+not that the code is broken.
+"""
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from checkpoint import load_checkpoint, restore
+from dataset import AugmentedImages, augmentation
+from model import DOWNSAMPLE, NORMS, build, trace
+from options import parse_arguments
+from rules import checklist
+
+pytestmark = pytest.mark.slow
+PUBLISHED = ("residual", "record", "reference")
+MEAN = (0.4914, 0.4822, 0.4465)
+FILL = (125, 123, 114)  # MEAN on the scale of the image
+EDITED = "the default of `augmentation` in dataset.py was edited: "
+
+
+def test_augmentation_is_the_assignments_three():
+    names = [type(step).__name__ for step in augmentation(MEAN).transforms]
+    assert names == ["HorizontalFlip", "ShiftScaleRotate", "CoarseDropout"], (
+        f"{EDITED}the assignment's steps are these three"
+    )
+
+
+def test_probabilities_are_the_published_ones():
+    chances = [step.p for step in augmentation(MEAN).transforms]
+    assert chances == [0.5, 0.3, 0.15], f"{EDITED}the probabilities are others"
+    without_mirror = augmentation(MEAN, mirror=False).transforms[0]
+    assert without_mirror.p == 0, f"{EDITED}the first step is not the mirror image"
+
+
+def test_moves_are_the_published_ones():
+    moves = None
+    for step in augmentation(MEAN).transforms:
+        if isinstance(step, A.ShiftScaleRotate):
+            moves = step
+    assert moves is not None, f"{EDITED}there is no ShiftScaleRotate"
+    message = f"{EDITED}shift, scale or rotation have other limits"
+    assert moves.shift_limit_x == moves.shift_limit_y == (-0.0625, 0.0625), message
+    assert moves.scale_limit == (0.9, 1.1), message  # factors; the option is 0.1
+    assert moves.rotate_limit == (-10, 10), message  # degrees
+
+
+def hole_of(image):
+    """Where an image that was white is no longer white; the other steps leave it so."""
+    return (image != 255).any(-1)
+
+
+def test_hole_is_one_block_of_16x16_of_the_mean():
+    white = torch.full((200, 32, 32, 3), 255, dtype=torch.uint8)
+    data = AugmentedImages(white, None, augmentation(MEAN, hole=0.3), 0)
+    holes = 0
+    for image in data.augment(1, range(200)):
+        hole = hole_of(image)
+        if not hole.any():
+            continue
+        holes += 1
+        rows = np.flatnonzero(hole.any(axis=1))
+        columns = np.flatnonzero(hole.any(axis=0))
+        height = rows[-1] - rows[0] + 1
+        width = columns[-1] - columns[0] + 1
+        message = f"{EDITED}a hole is not one block of 16x16"
+        assert (height, width, hole.sum()) == (16, 16, 256), message
+        assert (image[hole] == FILL).all(), f"{EDITED}a hole is not of the mean"
+    assert 30 < holes < 90, f"{EDITED}not three images in ten have a hole"  # of 200
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_images_stay_uint8_of_32x32(mirror):
+    white = torch.full((20, 32, 32, 3), 255, dtype=torch.uint8)
+    transform = augmentation(MEAN, mirror=mirror)
+    for image in AugmentedImages(white, None, transform, 0).augment(1, range(20)):
+        assert image.shape == (32, 32, 3), f"{EDITED}images are of another size"
+        assert image.dtype == np.uint8, f"{EDITED}images are not uint8"
+
+
+TABLE = "the table '{}' of model.py was edited: "
+COMBINATIONS = [(a, d, n) for a in PUBLISHED for d in DOWNSAMPLE for n in NORMS]
+
+
+def receptive_fields(net):
+    """The receptive field after each row of a table, by the row's name."""
+    fields = {}
+    for node in trace(net):
+        if node.layer:
+            row = ".".join(node.layer.split(".")[:2])
+            fields[row] = node.receptive_field
+    return fields
+
+
+def test_reference_has_the_published_figures():
+    net = build("reference", "dilated", "batch", None)
+    edited = TABLE.format("reference")
+    assert sum(weight.numel() for weight in net.parameters()) == 98_779, edited
+    fields = receptive_fields(net)
+    published = [3, 7, 7, 11, 19, 19, 27, 43, 43, 51]
+    assert list(fields.values())[:10] == published, edited
+    assert fields["o.gap"] == 71, edited
+    # Odd kernels, padded by what they reach out, stay centred: unit 0 looks at pixel 0.
+    # The last shrinking layer is padded by one unit, 4 pixels, less than it reaches out.
+    starts = {}
+    for node in trace(net):
+        if node.operation == "conv2d":
+            starts[node.layer] = node.axes[0].start
+    assert starts["c2.down.depthwise"] == 0, edited
+    assert starts["c3.down.depthwise"] == 4, edited
+    dropout = {m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)}
+    assert dropout == {0.05}, "DROPOUT of model.py was edited"
+
+
+@pytest.mark.parametrize(
+    ("arch", "parameters", "field"),
+    [("residual", 198_264, 55), ("record", 199_824, 61), ("reference", 98_779, 51)],
+)
+def test_figures_of_the_readme(arch, parameters, field):
+    net = build(arch, "dilated", "batch", None)
+    rules = {rule.text: rule.figure for rule in checklist(net, trace(net))}
+    edited = TABLE.format(arch) + "the README's figures are of another one"
+    expected = f"{parameters:,} with 10 classes"
+    assert rules["under 200,000 parameters"] == expected, edited
+    assert rules["receptive field over 44"] == f"{field}", edited
+
+
+@pytest.mark.parametrize(("arch", "downsample", "norm"), COMBINATIONS)
+def test_every_combination_keeps_the_rules(arch, downsample, norm):
+    net = build(arch, downsample, norm, None)
+    for rule in checklist(net, trace(net)):
+        message = TABLE.format(arch) + f"'{rule.text}' fails ({rule.figure})"
+        assert rule.passed, message
+
+
+def test_recipe_is_that_of_the_readme():
+    args, _ = parse_arguments([])
+    edited = "a default of options.py or optim.py was edited"
+    recipe = (args.arch, args.epochs, args.batch_size, args.optimizer, args.schedule)
+    assert recipe == ("residual", 14, 128, "muon", "onecycle"), edited
+    rates = (args.lr, args.weight_decay, args.muon_lr, args.muon_decay)
+    assert rates == (0.3, 5e-4, 0.03, 0.02), edited
+    rest = (args.label_smoothing, args.ema, args.move, args.hole, args.seed)
+    assert rest == (0.1, 0.02, 0.3, 0.15, 0), edited
+
+
+@pytest.mark.parametrize("name, arch", [("default", "residual"), ("record", "record")])
+def test_pretrained_weights_are_those_of_the_readme(name, arch):
+    path = ROOT / "pretrained" / f"{name}.pt"
+    checkpoint = load_checkpoint(path)
+    net = restore(checkpoint)
+    assert path.stat().st_size < 1_000_000
+    rules = checklist(net, trace(net), checkpoint["accuracy"])
+    assert all(rule.passed for rule in rules)
+    fresh = build(arch, "dilated", "batch", None)
+    assert checkpoint["net"]["rows"] == fresh.config["rows"], (
+        TABLE.format(arch) + f"{path.name} is of another one"
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split(f"| {name} network")[1].split("\n\n")[0]
+    assert f"{checkpoint['accuracy']:.2%}".replace("%", " %") in table

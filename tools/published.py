@@ -1,0 +1,75 @@
+"""Train the network of the best published solution of this assignment by its own recipe.
+
+    python tools/published.py --dataset folder --data-dir FOLDER --epochs 60 ...
+
+takes the options of train.py. The network is stride-free: 197,858 parameters and 200
+million multiply-adds an image; published are 92.00 % after 60 epochs on the original files
+(Sagar063/week7_ERAV4_CIFAR_10_Model_Experiments). It trains in the loop of train.py, in its
+precision and compiled where that is, so that the minutes compare networks and recipes alone.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import albumentations as A
+from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
+
+import dataset
+import train
+import training
+import utils
+from model import ARCHS, CLASSES, Row, TableNet
+
+ROWS = [
+    Row("c1.conv1",   24,  3, 1, 1, 1, "plain"),
+    Row("c1.conv2",   32,  3, 1, 1, 1, "plain"),
+    Row("c2.conv1",   48,  3, 1, 2, 2, "separable"),
+    Row("c2.conv2",   48,  1, 1, 1, 0, "plain"),
+    Row("c2.conv3",   64,  3, 1, 2, 2, "plain"),
+    Row("c3.conv1",   80,  1, 1, 1, 0, "plain"),
+    Row("c3.conv2",   80,  3, 1, 4, 4, "plain"),
+    Row("c3.conv3",   96,  3, 1, 4, 4, "plain"),
+    Row("c4.conv1",  112,  3, 1, 8, 8, "separable"),
+    Row("c4.conv2",  112,  1, 1, 1, 0, "plain"),
+    Row("o.gap",       0,  0, 0, 0, 0, "gap"),
+    Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
+]  # fmt: skip
+
+
+class PublishedNet(TableNet):
+    """The published table; its last layer has a bias."""
+
+    def __init__(self, classes):
+        super().__init__(ROWS, classes, norm="batch", dropout=0.0)
+        self.o.conv.conv = nn.Conv2d(112, classes, 1)
+
+
+def published_augmentation(mean, mirror, move, hole):
+    """The published one, with the hole in the mean colour."""
+    affine = A.Affine(rotate=(-15, 15), scale=(0.9, 1.1), p=0.5)
+    flip, _, cut = dataset.augmentation(mean, mirror, move, hole).transforms
+    cut.p = 0.5
+    return A.Compose([flip, affine, cut], strict=True)
+
+
+def published_schedules(optimizers, args, steps):
+    """From a tenth of the peak to it over 0.15 of the steps, then to a hundredth."""
+    ends = {"pct_start": 0.15, "div_factor": 10, "final_div_factor": 10}
+    (sgd,) = optimizers
+    return [OneCycleLR(sgd, args.lr, steps, cycle_momentum=False, **ends)]
+
+
+def main():
+    ARCHS["published"] = PublishedNet
+    train.augmentation = published_augmentation
+    training.make_schedules = published_schedules
+    recipe = ["--arch=published", "--optimizer=sgd", "--lr=0.1", "--weight-decay=5e-4"]
+    recipe += ["--label-smoothing=0", "--ema=0"]
+    return train.main([*recipe, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    utils.run(main)
