@@ -140,10 +140,8 @@ KINDS = {
     "gap": gap,  # global average pooling
 }
 KEEPS_CHANNELS = ("squeeze", "maxpool", "gap")
-WITHOUT_WINDOW = (
-    "squeeze",
-    "gap",
-)  # their kernel, stride, dilation, padding say nothing
+# Of these, kernel, stride, dilation and padding say nothing.
+WITHOUT_WINDOW = ("squeeze", "gap")
 
 
 def make_layer(row, channels, norm, dropout, is_last):

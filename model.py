@@ -105,9 +105,7 @@ class TableNet(nn.Module):
             if row.channels == CLASSES:
                 row = row._replace(channels=classes)
             size = size_after(row, size)
-            if (
-                size > 4 * SIDE
-            ):  # such as of a damaged file, which would take all memory
+            if size > 4 * SIDE:  # of a damaged file, say: it would take all memory
                 raise ValueError(f"row {row.name}: a map of {size}x{size} is too large")
             block, _, name = row.name.partition(".")
             if not hasattr(self, block):

@@ -76,10 +76,9 @@ def mixing_kernels(net, head):
         if not isinstance(module, (nn.Conv2d, nn.Linear)) or module is head:
             continue
         is_depthwise = module.weight.shape[1] == 1
-        is_known = any(
-            module.weight is kernel for kernel in kernels
-        )  # a layer used twice
-        if module.weight.requires_grad and not is_depthwise and not is_known:
+        # A layer may be there under two names.
+        is_taken = any(module.weight is kernel for kernel in kernels)
+        if module.weight.requires_grad and not is_depthwise and not is_taken:
             kernels.append(module.weight)
     return kernels
 

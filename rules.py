@@ -107,11 +107,7 @@ def end_of(output):
     averages, layers, others = [], [], []
     for node in reversed(behind):
         reads_map = any(source in maps for source in node.sources)
-        if reads_map and node.operation in (
-            "mean",
-            "avg_pool2d",
-            "adaptive_avg_pool2d",
-        ):
+        if reads_map and node.operation in AVERAGES:
             averages.append(node)
         elif reads_map:
             others.append(node)
@@ -235,7 +231,7 @@ def describe(net, name, members):
     elif last.operation == "add" and len(last.sources) > 1:
         has_shortcut = any(".shortcut" in node.layer for node in windows)
         kind += " + shortcut" if has_shortcut else " + input"
-    parameters = "?"
+    parameters = "?" if any(node.weight for node in members) else "0"
     for prefix in ("body.", ""):
         module = find_module(net, prefix + name)
         if module is not None:

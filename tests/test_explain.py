@@ -1,5 +1,6 @@
 """What explains a training: one's own images, Grad-CAM, comparisons, the data shown."""
 
+import contextlib
 import json
 import shutil
 
@@ -13,6 +14,7 @@ from torch import nn
 import compare
 import dataset
 import evaluate
+import lr_finder
 import train
 from checkpoint import load_checkpoint
 from gradcam import grad_cam, overlay
@@ -81,11 +83,20 @@ def test_overlay_is_brighter_where_the_map_is():
     assert result[12:16, 12:16].min() > result[24:, 24:].max() + 50
 
 
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    """A folder with two trainings on the digits, results/a and results/b."""
+    folder = tmp_path_factory.mktemp("trainings")
+    with contextlib.chdir(folder):
+        assert train.main([*QUICK, "--name", "a"]) == 0
+        assert train.main([*QUICK, "--name", "b", "--norm", "group"]) == 0
+    return folder
+
+
 @pytest.fixture
-def trained(call):
-    """Two trainings on the digits, results/a and results/b."""
-    assert call(train.main, *QUICK, "--name", "a")[0] == 0
-    assert call(train.main, *QUICK, "--name", "b", "--norm", "group")[0] == 0
+def trained(trainings, tmp_path):
+    """A copy of both trainings in the folder of the test."""
+    shutil.copytree(trainings / "results", tmp_path / "results")
 
 
 def test_own_images(trained, call, fails, tmp_path):
@@ -158,7 +169,8 @@ def test_compare(trained, call, fails, tmp_path):
     assert "does not hold a whole training" in fails(compare.main, "results/empty")
 
 
-def test_find_lr_changes_nothing_else(call, tmp_path):
+def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(lr_finder, "STEPS", 80)
     status, output, _ = call(train.main, *QUICK, "--find-lr")
     assert status == 0
     suggested = float(output.split("suggested --lr ")[1].split()[0])

@@ -139,7 +139,7 @@ def to_plain(value):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
-    options = [*SMALL, "--amp", "auto", "--epochs", str(2 * KILLS)]
+    options = [*SMALL, "-b", "64", "--amp", "auto", "--epochs", str(2 * KILLS)]
     whole = train_with_kills(tmp_path / "whole", 0, *options)
     killed = train_with_kills(tmp_path / "killed", KILLS, *options)
     assert_same_training(whole, killed)
@@ -152,7 +152,8 @@ def test_killed_at_random_moments(tmp_path):
     ("amp", "flushes"), [("auto", [2, 3, 5, 7, 8, 9]), ("off", [5, 8])]
 )
 def test_killed_inside_a_save(tmp_path, amp, flushes):
-    options = [*SMALL, "--epochs", "2", "--amp", amp, "--label-smoothing", "0"]
+    options = [*SMALL, "-b", "64", "--amp", amp, "--label-smoothing", "0"]
+    options += ["--epochs", "2"]
     options += ["--deterministic"] * (amp == "off")  # as a flag, it takes no value
     whole = train_with_kills(tmp_path / "whole", 0, *options)
     for flush in flushes:
