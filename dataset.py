@@ -136,6 +136,9 @@ class AugmentedImages(Dataset):
         self.python = random.Random()  # albumentations draws from both
         transform.set_random_state(self.generator, self.python)
 
+    def __len__(self):
+        return len(self.images)
+
     def __getitem__(self, key):
         epoch, indices = key
         images = np.stack(list(self.augment(epoch, indices)))

@@ -88,9 +88,7 @@ def train(args, resumed, device, world=ALONE):
     net, head = make_network(args, resumed, images, device, world)
     training = Training(net, head, args, args.epochs * len(loader), dtype, world)
     rules = checklist(net, trace(net), dataset=args.dataset)
-    compiled = compile_where_it_pays(
-        net, args.compile, args.epochs * len(loader) * args.batch_size, device
-    )
+    compiled = compile_where_it_pays(net, args.compile, args.epochs * len(data), device)
     run = describe(args, images, net, device, dtype, compiled, world)
     title = title_of(net.config, args.downsample)
     print_header(args, title, rules, run["made_with"])
