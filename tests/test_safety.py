@@ -99,7 +99,7 @@ random.seed(0)
 killed = 0
 while killed < kills:
     pid = start()
-    time.sleep(random.uniform(0.5, 3 + min(killed, 10) / 5))  # a slow machine gets on too
+    time.sleep(random.uniform(0.5, 2.5 + min(killed, 10) / 5))  # a slow machine gets on too
     os.kill(pid, signal.SIGKILL)
     killed += os.waitpid(pid, 0)[1] == signal.SIGKILL
     check_files()
@@ -139,7 +139,8 @@ def to_plain(value):
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
-    options = [*SMALL, "-b", "64", "--amp", "auto", "--epochs", str(2 * KILLS)]
+    # Enough epochs that the last kill finds it training: one takes 0.2 s or more.
+    options = [*SMALL, "-b", "64", "--amp", "auto", "--epochs", str(12 * KILLS)]
     whole = train_with_kills(tmp_path / "whole", 0, *options)
     killed = train_with_kills(tmp_path / "killed", KILLS, *options)
     assert_same_training(whole, killed)
@@ -467,7 +468,6 @@ def test_damaged_checkpoints(trained, tmp_path, fails, name):
     assert message in fails(evaluate.main, "--ckpt", "damaged.pt")
 
 
-@pytest.mark.slow
 def test_truncated_checkpoints(trained, tmp_path):
     whole = (trained / "last.pt").read_bytes()
     path = tmp_path / "truncated.pt"
@@ -525,23 +525,29 @@ def test_cifar10_batch_that_would_run_code(tmp_path, fails, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.fixture
+def alarm():
+    """Fails a test that waits for ever."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
 def test_named_pipe_is_refused_at_once(fails):
     """Opening it would wait for another process to write."""
     os.mkfifo("pipe.pt")
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
-    signal.alarm(20)
-    try:
-        for main, option in PATHS:
-            assert "a pipe or device" in fails(main, option, "pipe.pt")
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+    for main, option in PATHS:
+        assert "a pipe or device" in fails(main, option, "pipe.pt")
 
 
 # A line of its own, what clears a terminal, and a byte that is no UTF-8.
 STRANGE = ["new\nline.pt", "clear\x1b[2J.pt", os.fsdecode(b"caf\xe9.pt")]
 
 
+@pytest.mark.usefixtures("alarm")
 @pytest.mark.parametrize("name", STRANGE)
 @pytest.mark.parametrize("content", [None, "damaged", "pipe"])
 def test_name_of_a_file_prints_on_one_line(fails, name, content):
