@@ -1,12 +1,16 @@
-"""What a training leaves behind: its history, its files, and what it prints."""
+"""What a training leaves behind, goes on from, and prints."""
 
+import json
 from pathlib import Path
 
 import distributed
 import utils
-from checkpoint import save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
+from dataset import digest
+from machine import provenance
+from options import kept_options
 from plots import plot_curves, show
-from rules import print_broken_rules
+from rules import PARAMETERS, RECEPTIVE_FIELD, print_broken_rules
 from utils import UserError
 
 
@@ -72,6 +76,55 @@ class Files:
         save_checkpoint(self.last, run | result | {"resume": state})
 
 
+def describe(args, images, net, device, dtype, compiled, world):
+    """All that decides the figures of this training, as plain types."""
+    made_with = provenance(device, dtype)
+    made_with["compiled"] = compiled
+    made_with["processes"] = world.size
+    made_with["images"] = {
+        name: len(labels) for name, (_, labels) in images.splits.items()
+    }
+    made_with["sha256"] = digest(*images.splits["train"])
+    if args.init:
+        made_with["init"] = f"weights of {args.init}"
+    run = {
+        "args": kept_options(args),
+        "net": net.config,
+        "classes": images.classes,
+        "chosen_on": images.chooser,
+        "made_with": made_with,
+    }
+    # New objects: which of them are one and the same, which a resumed training cannot
+    # restore, would show in the bytes of the checkpoints.
+    return json.loads(json.dumps(run))
+
+
+def left_by_restart(files, run):
+    """The last.pt of this very training, where torchrun has started it again."""
+    if not distributed.is_restart() or not files.last.exists():
+        return None
+    checkpoint = load_checkpoint(files.last)
+    is_same = distributed.run_id() == checkpoint["resume"].get("run_id")
+    return checkpoint if is_same and checkpoint["args"] == run["args"] else None
+
+
+def go_on(checkpoint, run, training):
+    """Put the training back to where a last.pt left it; returns its history."""
+    before, state = checkpoint["made_with"], checkpoint["resume"]
+    if run["made_with"]["sha256"] != before.get("sha256"):
+        raise UserError("the training images are not those of the training to resume")
+    for name, value in run["made_with"].items():
+        if value != before.get(name):
+            print(
+                f"note      {name} was {before.get(name)}: weights may differ a little"
+            )
+    try:
+        training.load_state_dict(state, checkpoint["weights"])
+        return History(run["chosen_on"], state["history"], state["seconds"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the state of the training is damaged: {error}")
+
+
 def print_header(args, title, rules, made_with):
     """Print what decides the run."""
     sizes = ", ".join(f"{size:,} {name}" for name, size in made_with["images"].items())
@@ -80,8 +133,8 @@ def print_header(args, title, rules, made_with):
     compiled = "compiled" if made_with["compiled"] else "not compiled"
     by_name = {rule.text: rule.figure for rule in rules}
     print(
-        f"network   {title}: {by_name['under 200,000 parameters']}, "
-        f"receptive field {by_name['receptive field over 44']}"
+        f"network   {title}: {by_name[PARAMETERS]}, "
+        f"receptive field {by_name[RECEPTIVE_FIELD]}"
     )
     if "init" in made_with:
         print(f"start     {made_with['init']}")

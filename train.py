@@ -11,7 +11,6 @@ curves, a picture of the augmentation and run.json to the folder --out.
 """
 
 import argparse
-import json
 import math
 import os
 import signal
@@ -31,24 +30,31 @@ from dataset import (
     DATASETS,
     AugmentedImages,
     augmentation,
-    digest,
     load_splits,
     mean_and_std,
     training_loader,
 )
 from distributed import ALONE
 from evaluate import measure, predict
-from history import Files, History, print_epoch, print_header, report
+from history import (
+    Files,
+    History,
+    describe,
+    go_on,
+    left_by_restart,
+    print_epoch,
+    print_header,
+    report,
+)
 from lr_finder import find_lr
 from machine import (
     compile_where_it_pays,
     pick_device,
     pick_precision,
-    provenance,
     warn_of_wrong_gradients,
 )
 from model import build, title_of, trace, try_out
-from options import kept_options, parse_arguments
+from options import parse_arguments
 from rules import checklist
 from training import Training
 from utils import UserError
@@ -183,29 +189,6 @@ def make_network(args, resumed, images, device, world):
     return net.to(device), head
 
 
-def describe(args, images, net, device, dtype, compiled, world):
-    """All that decides the figures of this training, as plain types."""
-    made_with = provenance(device, dtype)
-    made_with["compiled"] = compiled
-    made_with["processes"] = world.size
-    made_with["images"] = {
-        name: len(labels) for name, (_, labels) in images.splits.items()
-    }
-    made_with["sha256"] = digest(*images.splits["train"])
-    if args.init:
-        made_with["init"] = f"weights of {args.init}"
-    run = {
-        "args": kept_options(args),
-        "net": net.config,
-        "classes": images.classes,
-        "chosen_on": images.chooser,
-        "made_with": made_with,
-    }
-    # New objects: which of them are one and the same, which a resumed training cannot
-    # restore, would show in the bytes of the checkpoints.
-    return json.loads(json.dumps(run))
-
-
 def suggest_rates(training, loader, device, args, files):
     """The learning-rate range test in place of a training."""
     factor = find_lr(training, loader, device, files.range_test)
@@ -215,32 +198,6 @@ def suggest_rates(training, loader, device, args, files):
     print(suggestion)
     print(f"the losses are in {files.range_test}")
     return 0
-
-
-def left_by_restart(files, run):
-    """The last.pt of this very training, where torchrun has started it again."""
-    if not distributed.is_restart() or not files.last.exists():
-        return None
-    checkpoint = load_checkpoint(files.last)
-    is_same = distributed.run_id() == checkpoint["resume"].get("run_id")
-    return checkpoint if is_same and checkpoint["args"] == run["args"] else None
-
-
-def go_on(checkpoint, run, training):
-    """Put the training back to where a last.pt left it; returns its history."""
-    before, state = checkpoint["made_with"], checkpoint["resume"]
-    if run["made_with"]["sha256"] != before.get("sha256"):
-        raise UserError("the training images are not those of the training to resume")
-    for name, value in run["made_with"].items():
-        if value != before.get(name):
-            print(
-                f"note      {name} was {before.get(name)}: weights may differ a little"
-            )
-    try:
-        training.load_state_dict(state, checkpoint["weights"])
-        return History(run["chosen_on"], state["history"], state["seconds"])
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"the state of the training is damaged: {error}")
 
 
 def train_epochs(args, training, loader, images, history, run, files, device, world):

@@ -234,21 +234,12 @@ def test_what_means_something_else_in_the_mirror_is_not_mirrored(name):
         return
     image = noise(1)
     transform = augmentation((0.5, 0.5, 0.5), mirror, move=0, hole=0)
-    for step in transform.transforms[1:]:
-        step.p = 0  # one that a student added, too
+    for step in transform.transforms:
+        if not isinstance(step, A.HorizontalFlip):
+            step.p = 0  # one that a student added, too
     data = AugmentedImages(image.expand(100, 32, 32, 3), None, transform, 0)
     for result in data.augment(1, range(100)):
         assert np.array_equal(result, image[0])
-
-
-def test_mirrored_half_the_time():
-    image = noise(1)
-    steps = A.Compose([augmentation((0.5, 0.5, 0.5), True).transforms[0]])
-    data = AugmentedImages(image.expand(400, 32, 32, 3), None, steps, 0)
-    mirrored = 0
-    for result in data.augment(1, range(400)):
-        mirrored += not np.array_equal(result, image[0])
-    assert 150 < mirrored < 250
 
 
 def test_picture_of_the_steps_leaves_out_what_never_happens(monkeypatch, call):

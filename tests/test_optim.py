@@ -75,6 +75,13 @@ def test_frozen_weights_are_left_alone(optimizer):
     net.body.bn1.requires_grad_(False)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     own = start("--optimizer", optimizer, "--weight-decay", 0.1, net=net, arch="own")
+    stepped = set()
+    for made in own.optimizers:
+        for group in made.param_groups:
+            stepped.update(id(weight) for weight in group["params"])
+    assert id(net.body.stem.weight) not in stepped
+    assert id(net.body.bn1.weight) not in stepped
+    assert id(net.body.fc.weight) in stepped
     own.start_epoch()
     own.step(IMAGES, LABELS)
     for name, value in net.state_dict().items():

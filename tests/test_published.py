@@ -37,6 +37,18 @@ def test_probabilities_are_the_published_ones():
     assert without_mirror.p == 0, f"{EDITED}the first step is not the mirror image"
 
 
+def test_mirrored_half_the_time():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    steps = A.Compose([augmentation(MEAN, mirror=True).transforms[0]])
+    data = AugmentedImages(image.expand(400, 32, 32, 3), None, steps, 0)
+    mirrored = 0
+    for result in data.augment(1, range(400)):
+        if not np.array_equal(result, image[0]):
+            mirrored += 1
+    assert 150 < mirrored < 250, f"{EDITED}not every other image is mirrored"
+
+
 def test_moves_are_the_published_ones():
     moves = None
     for step in augmentation(MEAN).transforms:

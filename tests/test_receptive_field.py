@@ -157,7 +157,10 @@ def test_branches_of_different_stride_are_not_known():
         def forward(self, x):
             return self.one(x) + self.two(x)
 
-    assert "stride" in trace(Mixed())[-1].unknown
+    nodes = trace(nn.Sequential(Mixed(), nn.ReLU(), nn.Conv2d(3, 3, 3)))
+    for node in nodes[-3:]:  # from there on
+        assert "stride" in node.unknown
+        assert node.receptive_field is None
 
 
 class Gated(nn.Module):
@@ -271,6 +274,20 @@ def test_global_average_pooling_in_other_words(pool):
     assert rules["receptive field over 44"].figure == "3"
     assert rules["GAP, then 1x1 or linear"].passed
     assert nodes[-1].receptive_field == 31
+
+
+def test_a_map_of_one_unit_enters_global_average_pooling_too():
+    """Shrunk to 1x1 before: the last layer counts, as in a ResNet-18 on small images."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, 16, 1),
+        nn.Conv2d(4, 4, 3, 2, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 10),
+    )
+    rules = {rule.text: rule for rule in checklist(net, trace(net))}
+    assert rules["receptive field over 44"].figure == "35"  # 3 + 2 * 16
+    assert rules["GAP, then 1x1 or linear"].figure == "2, 4"
 
 
 class Ends(nn.Module):

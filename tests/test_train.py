@@ -133,6 +133,7 @@ def test_evaluation_agrees_with_a_plain_loop(trained):
     assert figures["loss"] == pytest.approx(loss / 360, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_network(call):
     for seed in (0, 1):
         options = ["--epochs", 1, "--seed", seed, "--ckpt", f"{seed}.pt"]
@@ -349,6 +350,7 @@ def test_training_of_a_class_of_ones_own(call):
     assert f"{checkpoint['accuracy']:.2%}" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_every_optimizer_learns(call, optimizer):
     options = ["--dataset", "digits", "--arch", "small", "-j", 0, "-b", 64]
