@@ -103,7 +103,9 @@ def restore(checkpoint):
         net = Net(**config)
         check_fit(net, weights)
         net.load_state_dict(weights)
-        try_out(net)  # some damage only shows when it runs
+        scores, _ = try_out(net)  # some damage only shows when it runs
+        if not scores.isfinite().all():
+            raise ValueError("its scores are not finite")
     except Exception as error:  # noqa: BLE001 - of many types, by what is damaged
         place = "" if is_table else f" ({line_of(error)})"
         raise UserError(

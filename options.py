@@ -9,7 +9,7 @@ from dataset import DATASETS
 from machine import add_machine_options
 from model import add_network_options
 from optim import DEFAULTS, SCHEDULES
-from utils import Parser, UserError, number
+from utils import Parser, UserError, is_text, number
 
 NETWORK = ("arch", "downsample", "norm", "dropout")
 # Options of where and how far to train, not of what; a checkpoint does not keep them.
@@ -134,11 +134,16 @@ def parse_arguments(argv, description=None):
         checkpoint = load_checkpoint(args.resume)
         args = resumed_options(parser, checkpoint, given, args.resume)
     elif args.init is not None:
-        take_network_of(load_checkpoint(args.init), args, given)
+        for name in NETWORK:
+            if name in given:
+                raise UserError(f"--init brings its own network: leave out --{name}")
+        take_network_of(load_checkpoint(args.init), args)
     if args.seeds > 1 and (args.find_lr or args.resume):
         raise UserError(
             "--find-lr and --resume are for one training: leave out --seeds"
         )
+    if not is_text(args.data_dir):
+        raise UserError("the name of the folder --data-dir does not print: rename it")
     if args.name is not None:
         if args.name in ("", "..") or Path(args.name).name != args.name:
             raise UserError(f"--name '{args.name}' is no name of a folder")
@@ -181,18 +186,20 @@ def resumed_options(parser, checkpoint, given, path):
     argv = []
     for name, value in (checkpoint["args"] | given).items():
         option = f"--{name.replace('_', '-')}"
+        if name in NETWORK:
+            continue  # it is in the checkpoint, and may have gone from model.py
         if value is True:
             argv.append(option)
         elif value is not None and value is not False:
             argv.append(f"{option}={value}")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    take_network_of(checkpoint, args)
+    return args
 
 
-def take_network_of(checkpoint, args, given):
+def take_network_of(checkpoint, args):
     """Set the options of the network to those of the checkpoint to start from."""
     for name in NETWORK:
-        if name in given:
-            raise UserError(f"--init brings its own network: leave out --{name}")
         setattr(args, name, checkpoint["args"].get(name))
 
 

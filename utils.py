@@ -28,6 +28,8 @@ class UserError(Exception):
 def run(main):
     """Run a script's `main` and exit with its status; 2 and one line on a `UserError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    # The name of a file may hold what the terminal's encoding lacks: print it escaped.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = main()
         sys.stdout.flush()

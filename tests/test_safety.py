@@ -265,6 +265,13 @@ def test_resume_is_exact(trained, stopped):
     assert_same_training(trained, stopped)
 
 
+def test_resume_after_the_table_has_gone(trained, stopped, monkeypatch):
+    """A student renames it: the checkpoint holds it whole."""
+    monkeypatch.delitem(ARCHS, "small")
+    resume(stopped)
+    assert_same_training(trained, stopped)
+
+
 def assert_resume_is_exact(tmp_path, *options):
     """Three epochs in one go, and with a Ctrl-C in the last, leave the same files."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -371,7 +378,7 @@ def test_checkpoint_of_a_class_that_has_gone(own, fails, monkeypatch):
     monkeypatch.delitem(ARCHS, "own")
     message = "the class 'own', is not in ARCHS"
     assert message in fails(evaluate.main, "--ckpt", own / "best.pt")
-    assert "'own'" in fails(train.main, "--resume", own / "last.pt", "-j", 0)
+    assert message in fails(train.main, "--resume", own / "last.pt", "-j", 0)
     init = ["--init", own / "best.pt", *DIGITS]
     assert message in fails(train.main, *init, "-j", 0)
 
@@ -449,6 +456,8 @@ DAMAGES = {
     "no name of it": (lambda c: c["net"].pop("arch"), "no net.arch in it"),
     "no table": (lambda c: c["net"].pop("rows"), "not in ARCHS"),
     "table of text": (lambda c: c["net"].update(rows="c1"), "cannot be built"),
+    "deviation 0": (lambda c: c["net"].update(std=[0.0] * 3), "are not finite"),
+    "nan mean": (lambda c: c["net"].update(mean=[float("nan")] * 3), "are not finite"),
     "no deviation": (lambda c: c["net"].pop("std"), "cannot be built"),
     "huge padding": (set_huge, "is too large"),
     "wide row": (lambda c: c["net"]["rows"][1].__setitem__(1, 10**9), "is of shape"),
@@ -561,6 +570,12 @@ def test_name_of_a_file_prints_on_one_line(fails, name, content):
     for main, option in PATHS:
         errors = fails(main, option, name)
         assert errors.removesuffix("\n").isprintable()
+
+
+def test_any_name_of_a_file_can_be_printed(call):
+    status, output, _ = call(lambda _: print(os.fsdecode(b"caf\xe9.pt")))
+    assert status == 0
+    assert output == "caf\\udce9.pt\n"
 
 
 @pytest.mark.usefixtures("few_pictures")
