@@ -23,13 +23,13 @@ QUICK = [
     "--dataset",
     "digits",
     "--epochs",
-    "3",
+    "2",
     "-j",
     "0",
     "--arch",
     "small",
     "-b",
-    "32",
+    "64",
 ]
 
 

@@ -350,12 +350,12 @@ def test_training_of_a_class_of_ones_own(call):
     assert f"{checkpoint['accuracy']:.2%}" in output
 
 
-@pytest.mark.slow
 def test_folder_of_images_whose_name_does_not_print(fails):
     """The checkpoint keeps it, and would be refused for it."""
     assert "rename it" in fails(train.main, "--data-dir", "new\nline")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_every_optimizer_learns(call, optimizer):
     options = ["--dataset", "digits", "--arch", "small", "-j", 0, "-b", 64]
