@@ -21,7 +21,7 @@ help:
 	@echo "Options go through ARGS, as in: make train ARGS=\"--epochs 40 --seed 1\""
 
 train: .venv/ready
-	$(BIN)/python train.py $(ARGS)
+	$(BIN)/python tools/train_or_demo.py $(ARGS)
 
 record: .venv/ready
 	$(BIN)/python train.py --arch record --epochs 80 --move 0.5 --hole 0.5 --name record $(ARGS)
@@ -39,8 +39,7 @@ variants: .venv/ready
 	$(BIN)/python compare.py $(addprefix results/,dilated strided stride-free group layer)
 
 demo: .venv/ready
-	$(BIN)/python train.py --dataset digits --epochs 10 --name demo $(ARGS)
-	$(BIN)/python evaluate.py --ckpt results/demo/best.pt --out results/demo
+	$(BIN)/python tools/demo.py $(ARGS)
 
 bench: .venv/ready
 	$(BIN)/python tools/bench.py $(ARGS)
@@ -60,7 +59,9 @@ lint: .venv/ready
 
 # Made last, so that an installation that was interrupted starts again.
 .venv/ready: requirements.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || (echo "python -m venv failed: on Debian, Ubuntu and Colab \
+	'apt-get install python3-venv' first, or 'pip install -r requirements.txt' and \
+	'python train.py' without make" >&2; rm -rf .venv; exit 1)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -c "open('.venv/ready', 'w').close()"
 

@@ -30,6 +30,7 @@ from sources import DATASETS, SIDE, read_image  # noqa: F401 - others take them 
 from utils import Parser, UserError, check_writable, run
 from workers import Loader
 
+cv2.setNumThreads(0)  # on images this small, OpenCV's threads only keep cores busy
 SHOWN = 20  # classes at most in the picture of samples
 
 
@@ -195,12 +196,13 @@ def training_loader(images, batch_size, seed, workers, device, world=ALONE):
     """A loader of `AugmentedImages`; set `loader.sampler.epoch` before each epoch.
 
     With `workers` None, all cores but two augment, 8 at most; where there are only two,
-    the training process does so itself, unless a GPU would wait for it. Its batches are
-    uint8 (N, 3, 32, 32) and int64 labels (N,), `batch_size` images over all processes.
+    the training process does so itself, unless a GPU would wait for it: then two do. Its
+    batches are uint8 (N, 3, 32, 32) and int64 labels (N,), `batch_size` images over all
+    processes.
     """
     on_gpu = device.type == "cuda"
     if workers is None:
-        fewest = 1 if on_gpu else 0
+        fewest = min(2, cores()) if on_gpu else 0
         workers = min(8, max(fewest, cores() - 2))
     return Loader(
         images,

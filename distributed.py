@@ -9,6 +9,7 @@ import sys
 from datetime import timedelta
 from typing import NamedTuple
 
+import joblib
 import torch
 import torch.distributed as dist
 
@@ -67,8 +68,8 @@ ALONE = World()
 
 
 def cores():
-    """How many of the machine's CPU cores are this process's."""
-    return max(1, os.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """How many CPU cores are this process's, by affinity and the container's limits."""
+    return max(1, joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def join(device):
@@ -77,6 +78,8 @@ def join(device):
     Returns the `World` and the device of this process: a GPU each, or all the CPU. All but
     the first print nothing from here on. Raises UserError where GPUs are too few.
     """
+    if torch.get_num_threads() > cores():  # torch does not see a container's limits
+        torch.set_num_threads(cores())
     if not dist.is_torchelastic_launched():
         return ALONE, device
     count = torch.cuda.device_count()
@@ -100,6 +103,7 @@ def join(device):
         "rank": world.rank,
         "world_size": world.size,
         "timeout": timedelta(days=7),
+        "device_id": device if device.type == "cuda" else None,
     }
     dist.init_process_group(backend, store=store, **settings)
     if world.rank > 0:

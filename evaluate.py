@@ -20,7 +20,7 @@ from checkpoint import load_checkpoint, restore
 from dataset import DATASETS, load, read_image
 from distributed import ALONE
 from gradcam import grad_cam, overlay
-from machine import add_machine_options, pick_device, pick_precision
+from machine import add_machine_options, pick_device, pick_precision, place
 from model import title_of, trace
 from plots import plot_confusion, plot_images, show
 from rules import checklist, print_checklist
@@ -171,7 +171,7 @@ def main(argv=None):
     device = pick_device(args.device)
     dtype = pick_precision(device, args.amp)
     checkpoint = load_checkpoint(args.ckpt)
-    net = restore(checkpoint).to(device)
+    net = place(restore(checkpoint), device)
     classes = checkpoint["classes"]
     if args.images:
         options = (device, dtype, args.tta, pictures[2])

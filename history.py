@@ -62,7 +62,7 @@ class Files:
         result = {
             "epoch": row["epoch"],
             "accuracy": row[f"{history.split}_accuracy"],
-            "weights": training.ema.module.state_dict(),
+            "weights": training.ema.net.state_dict(),
         }
         if history.best is row:
             save_checkpoint(self.best, run | result)

@@ -1,8 +1,12 @@
 """The machine: its devices, their precision and compiler, and what a run was made with."""
 
 import importlib.metadata
+import math
 import platform
+import re
+import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import torch
@@ -11,7 +15,17 @@ from torch import nn
 from layers import Depthwise
 from utils import UserError
 
-COMPILE_FROM = 200_000  # images in all: compiling takes 20 s, won back in about 100,000
+# How many images a training has in all where compiling is won back, by kind of device;
+# where none is given it is never compiled.
+COMPILE_FROM = {
+    "cpu": 200_000,  # measured: compiling takes 20 s, won back in about 100,000
+    "cuda": 2_000_000,  # a guess: a minute, won back at 10,000 images/s by a third more
+}
+PRECISIONS = {
+    "off": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def add_machine_options(add):
@@ -20,38 +34,87 @@ def add_machine_options(add):
         "--device",
         choices=["auto", "cpu", "cuda", "mps"],
         default="auto",
-        help="auto: the first there is of cuda, mps, cpu",
+        help="auto: cuda where there is one, else cpu; mps has not been tried yet",
     )
     add(
         "--amp",
-        choices=["auto", "off"],
+        choices=["auto", *PRECISIONS],
         default="auto",
-        help="auto: bfloat16 where the device computes it fast",
+        help="precision; auto: bfloat16 where the device computes it fast, else float16 "
+        "on cuda and float32 (off) elsewhere",
     )
 
 
 def pick_device(name):
-    """The device of a name; "auto" is the first there is of CUDA, MPS and the CPU."""
+    """The device of a name; "auto" is CUDA where there is one, else the CPU."""
     found = {
+        "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
-        "cpu": True,
     }
     if name == "auto":
-        name = next(device for device in found if found[device])
+        name = "cuda" if found["cuda"] else "cpu"
     if not found[name]:
         raise UserError(f"there is no {name} device here: --device auto takes what is")
     return torch.device(name)
 
 
 def pick_precision(device, amp):
-    """bfloat16 where `amp` is "auto" and the device has units for it, else float32."""
+    """What the network computes in, of the choices of --amp: a torch.dtype.
+
+    "auto" is bfloat16 where the device has units for it. Other CUDA devices, such as a
+    T4, have units for float16, whose gradients `Training` scales.
+    """
+    if amp != "auto":
+        return PRECISIONS[amp]
     if device.type == "cuda":
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if is_fast else torch.float16
+    tell = getattr(torch.cpu, "get_capabilities", dict)  # before 2.14 PyTorch does not
+    units = tell() if device.type == "cpu" else {}
+    is_fast = units.get("avx512_bf16") or units.get("amx_bf16")
+    return torch.bfloat16 if is_fast else torch.float32
+
+
+def place(net, device):
+    """Move a network to a device, in the memory format that suits it; returns it."""
+    if device.type == "mps":  # channels last has had wrong results there
+        net.layout = torch.contiguous_format
+        net.to(memory_format=net.layout)
+    return net.to(device)
+
+
+def warn_of_unused_gpu(device):
+    """Warn where an NVIDIA GPU is at hand that this PyTorch cannot use."""
+    if device.type != "cpu" or torch.cuda.is_available() or not has_nvidia_gpu():
+        return
+    if torch.version.cuda is None:
+        remedy = (
+            "this PyTorch is built for CPUs: install one for CUDA, as pytorch.org says"
+        )
     else:
-        units = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        is_fast = units.get("avx512_bf16") or units.get("amx_bf16")
-    return torch.bfloat16 if amp == "auto" and is_fast else torch.float32
+        remedy = f"this PyTorch needs a driver for CUDA {torch.version.cuda}: update it"
+    print(f"warning   an NVIDIA GPU is here and not used: {remedy}")
+
+
+def has_nvidia_gpu():
+    """Whether NVIDIA's own tool is installed and lists a GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    try:
+        command = ["nvidia-smi", "-L"]
+        listed = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and "GPU 0" in listed.stdout
+
+
+def is_out_of_memory(error):
+    """Whether an error says that a device, or the CPU, has no memory left."""
+    words = "out of memory|can't allocate memory"
+    return bool(re.search(words, str(error), re.IGNORECASE))
 
 
 def provenance(device, dtype):
@@ -75,24 +138,30 @@ def provenance(device, dtype):
     }
 
 
-def compile_where_it_pays(net, choice, images, device):
+def compile_where_it_pays(training, choice, images, batch, world):
     """Compile the network in place, so that its weights keep their names, if it pays.
 
-    `choice` is --compile, `images` the number of them in all epochs. Returns whether it did.
+    `choice` is --compile, `images` the number of them in all epochs; `batch` is one of
+    them, to try the compiled network on. Returns whether it is compiled.
     """
-    if choice == "off" or images < COMPILE_FROM or not can_compile(device):
+    enough = COMPILE_FROM.get(training.device.type, math.inf)
+    if choice == "off" or images < enough:
         return False
-    net.compile()
-    return True
-
-
-def can_compile(device):
-    """Whether torch.compile finds what it needs here, which only trying tells."""
+    print("compiling the network, which takes a while", flush=True)
+    training.net.compile()
+    trouble = None
     try:
-        torch.compile(torch.neg)(torch.zeros(8, device=device))
-    except Exception:  # noqa: BLE001 - of many types, by what is missing
-        return False
-    return True
+        training.rehearse(*batch)
+    except Exception as error:  # noqa: BLE001 - of many types, by what is missing
+        trouble = textwrap.shorten(str(error) or type(error).__name__, 200)
+    troubles = [line for line in world.gather([trouble]) if line]
+    if not troubles:
+        return True
+    training.net._compiled_call_impl = (
+        None  # what compile() set; there is no undoing it
+    )
+    print(f"warning   not compiled, as that fails here: {troubles[0]}")
+    return False
 
 
 def warn_of_wrong_gradients(net, device, dtype):

@@ -69,6 +69,21 @@ def make_schedules(optimizers, args, steps):
     return schedules
 
 
+class AllOrNone:
+    """Several optimizers as one: PyTorch's GradScaler lets all of them step, or none.
+
+    By itself it would decide for each one by its own gradients. `weights` are those of all.
+    """
+
+    def __init__(self, optimizers, weights):
+        self.optimizers = optimizers
+        self.param_groups = [{"params": weights}]  # whose gradients GradScaler unscales
+
+    def step(self):
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
 def mixing_kernels(net, head):
     """The weights that mix channels, of all convolutions and linear layers but `head`."""
     kernels = []

@@ -107,7 +107,7 @@ def make_parser(description):
         "--compile",
         choices=["auto", "off"],
         default="auto",
-        help="auto: where a compiler is found and the training is long enough",
+        help="auto: where it works and the training is long enough to win it back",
     )
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
     add("--deterministic", action="store_true", help="same bits each time on CUDA too")

@@ -22,6 +22,10 @@ from utils import UserError, check_regular_file, is_text, progress
 SIDE = 32  # pixels
 
 
+class NoImages(UserError):
+    """A data set is neither there nor to be downloaded."""
+
+
 class DataSet(NamedTuple):
     """How a data set is loaded, and whether an image may be mirrored."""
 
@@ -32,16 +36,16 @@ class DataSet(NamedTuple):
 def from_torchvision(source, data_dir, train, remedy):
     """A data set of one of torchvision's classes, downloaded where it is missing.
 
-    torchvision checks the digests of what it reads. Raises UserError, which ends in
-    `remedy`, where the data set is neither there nor to be downloaded, or is damaged.
+    torchvision checks the digests of what it reads. Raises NoImages, which ends in
+    `remedy`, where the data set is neither there, whole, nor to be downloaded.
     """
     try:
         return source(data_dir, train, download=True)
     except Exception as error:  # noqa: BLE001 - of many types, by what is broken
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
+        raise NoImages(
             f"no intact {source.__name__} in {data_dir} and no download ({reason}): "
-            f"{remedy}, or take --dataset folder or --dataset digits"
+            f"{remedy}, or take --dataset folder; 'make demo' needs no images"
         )
 
 

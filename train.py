@@ -49,8 +49,11 @@ from history import (
 from lr_finder import find_lr
 from machine import (
     compile_where_it_pays,
+    is_out_of_memory,
     pick_device,
     pick_precision,
+    place,
+    warn_of_unused_gpu,
     warn_of_wrong_gradients,
 )
 from model import build, title_of, trace, try_out
@@ -71,11 +74,17 @@ def main(argv=None):
         else:
             status = train(args, resumed, device, world)
     except RuntimeError as error:
-        if not distributed.is_lost(error):
-            raise
-        raise UserError(
-            "another process ended: what is saved is whole, --resume goes on"
-        )
+        if is_out_of_memory(error):
+            raise UserError(
+                f"{device} has too little memory: try a smaller --batch-size "
+                f"than {args.batch_size}"
+            )
+        if distributed.is_lost(error):
+            raise UserError(
+                "another process ended: what is saved is whole, --resume goes on "
+                f"({str(error).splitlines()[0]})"
+            )
+        raise
     distributed.leave()
     return status
 
@@ -94,10 +103,13 @@ def train(args, resumed, device, world=ALONE):
     net, head = make_network(args, resumed, images, device, world)
     training = Training(net, head, args, args.epochs * len(loader), dtype, world)
     rules = checklist(net, trace(net), dataset=args.dataset)
-    compiled = compile_where_it_pays(net, args.compile, args.epochs * len(data), device)
+    batch = data[0, world.share(range(args.batch_size))]
+    count = args.epochs * len(data)
+    compiled = compile_where_it_pays(training, args.compile, count, batch, world)
     run = describe(args, images, net, device, dtype, compiled, world)
     title = title_of(net.config, args.downsample)
     print_header(args, title, rules, run["made_with"])
+    warn_of_unused_gpu(device)
     warn_of_wrong_gradients(net, device, dtype)
     if args.find_lr:
         return suggest_rates(training, loader, device, args, files)
@@ -182,11 +194,11 @@ def make_network(args, resumed, images, device, world):
         head.requires_grad_(True)
     if not any(weight.requires_grad for weight in net.parameters()):
         raise UserError(f"'{args.arch}' has no weights to train")
-    if args.sync_bn:
-        if device.type != "cuda" or world.size == 1:
-            raise UserError("--sync-bn is for several processes on CUDA")
+    if args.sync_bn and world.size > 1 and device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    return net.to(device), head
+    elif args.sync_bn and not resumed:  # a training of many may go on in one process
+        raise UserError("--sync-bn is for several processes on CUDA")
+    return place(net, device), head
 
 
 def suggest_rates(training, loader, device, args, files):
@@ -213,9 +225,9 @@ def train_epochs(args, training, loader, images, history, run, files, device, wo
             seed = np.random.SeedSequence((args.seed, epoch, world.rank))
             torch.manual_seed(int(seed.generate_state(1)[0]))
             trained = train_one_epoch(training, loader, epoch, device, world)
-            world.share_buffers(training.net, training.ema.module)
+            world.share_buffers(training.net, training.ema.net)
             pictures, labels = images.splits[split]
-            averaged = training.ema.module
+            averaged = training.ema.net
             scores = predict(averaged, pictures, device, training.dtype, world=world)
             tested = measure(scores, labels)
             if not math.isfinite(tested["loss"]):
@@ -252,9 +264,10 @@ def train_one_epoch(training, loader, epoch, device, world=ALONE):
     loader.sampler.epoch = epoch
     batches = utils.progress(loader, f"epoch {epoch}")
     losses, rates, right, seen = [], [], 0, 0
+    is_pinned = loader.pin_memory  # else the copy has to be waited for
     for number, (images, labels) in enumerate(batches, 1):
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        images = images.to(device, non_blocking=is_pinned)
+        labels = labels.to(device, non_blocking=is_pinned)
         rates.append(training.lr)
         loss, right_here = training.step(images, labels)
         losses.append(loss)
@@ -283,7 +296,7 @@ def finish(args, history, images, files, device, dtype):
         return status
     report(history, files)
     if args.val_size:
-        chosen = restore(load_checkpoint(files.best)).to(device)
+        chosen = place(restore(load_checkpoint(files.best)), device)
         pictures, labels = images.splits["test"]
         accuracy = measure(predict(chosen, pictures, device, dtype), labels)["accuracy"]
         print(

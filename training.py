@@ -1,12 +1,16 @@
 """The loss of a batch, and all that a training changes: one step after another."""
 
+import contextlib
+import copy
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from distributed import ALONE
-from optim import STEPPED_EACH_BATCH, make_optimizers, make_schedules
+from optim import STEPPED_EACH_BATCH, AllOrNone, make_optimizers, make_schedules
 
 
 def batch_loss(net, images, labels, smoothing):
@@ -19,6 +23,41 @@ def batch_loss(net, images, labels, smoothing):
     return loss, scores
 
 
+class EMA:
+    """The running average of a network's weights and statistics, itself a network.
+
+    PyTorch's AveragedModel copies a counter to the device with every update, and a GPU
+    would wait for it each time. Here only the averaging itself is PyTorch's.
+    """
+
+    def __init__(self, net, decay):
+        self.net = copy.deepcopy(net)
+        self.updates = 0
+        self.average = get_ema_multi_avg_fn(decay)
+        self.floats, self.counters = (
+            [],
+            [],
+        )  # pairs of tensors: the average's, the network's
+        for pair in zip(tensors_of(self.net), tensors_of(net), strict=True):
+            (self.floats if pair[0].is_floating_point() else self.counters).append(pair)
+
+    @torch.no_grad()
+    def update(self):
+        """Average over the network's weights as they are now; the first time take them."""
+        copied = self.counters if self.updates else self.counters + self.floats
+        for averaged, current in copied:
+            averaged.copy_(current)
+        if self.updates:
+            averaged, current = zip(*self.floats)
+            self.average(averaged, current, None)
+        self.updates += 1
+
+
+def tensors_of(net):
+    """All parameters and buffers of a network."""
+    return [*net.parameters(), *net.buffers()]
+
+
 class Training:
     """Network, averaged weights (EMA), optimizers and schedules.
 
@@ -28,13 +67,20 @@ class Training:
 
     def __init__(self, net, head, args, steps, dtype, world=ALONE):
         self.net, self.args, self.dtype = net, args, dtype
+        self.device = next(net.parameters()).device
         # With equal parts of the batch, the mean of the processes' gradients is its own.
         self.forward = DistributedDataParallel(net) if world.size > 1 else net
-        decay = 1 - 1 / max(1, args.ema * steps)
-        average = get_ema_multi_avg_fn(decay)
-        self.ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
+        self.ema = EMA(net, decay=1 - 1 / max(1, args.ema * steps))
         self.optimizers = make_optimizers(net, head, args)
         self.schedules = make_schedules(self.optimizers, args, steps)
+        # float16 holds no number under 6e-8, so that small gradients would be lost: the
+        # loss is scaled up, the gradients down again. In other precisions it does nothing.
+        is_scaled = dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_scaled)
+        trained = [weight for weight in net.parameters() if weight.requires_grad]
+        self.stepper = AllOrNone(self.optimizers, trained)
+        if is_scaled:  # where the scale is too high at first, the first step is skipped
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
 
     @property
     def lr(self):
@@ -53,23 +99,45 @@ class Training:
                 module.eval()
 
     def step(self, images, labels):
-        """One step; returns the batch's loss and the number of right answers."""
+        """One step; returns the batch's loss and the number of right answers.
+
+        Both are tensors, since to read them is to wait for the device.
+        """
+        loss, right = self.backward(images, labels)
+        self.scaler.step(self.stepper)
+        self.scaler.update()
+        if self.args.schedule in STEPPED_EACH_BATCH:
+            for schedule in self.schedules:
+                schedule.step()
+        self.ema.update()
+        return loss, right
+
+    def backward(self, images, labels):
+        """Leave each weight its gradient; returns what `step` does."""
         is_mixed = self.dtype != torch.float32
-        with torch.autocast(images.device.type, self.dtype, enabled=is_mixed):
+        with torch.autocast(self.device.type, self.dtype, enabled=is_mixed):
             smoothing = self.args.label_smoothing
             loss, scores = batch_loss(self.forward, images, labels, smoothing)
         if self.args.l1:
             size = sum(weight.abs().sum() for weight in self.net.parameters())
             loss = loss + self.args.l1 * size
         self.net.zero_grad()
-        loss.backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
-        if self.args.schedule in STEPPED_EACH_BATCH:
-            for schedule in self.schedules:
-                schedule.step()
-        self.ema.update_parameters(self.net)
+        self.scaler.scale(loss).backward()
         return loss.detach(), (scores.argmax(1) == labels).sum()
+
+    def rehearse(self, images, labels):
+        """Compute a batch's gradients and forget them, so that all is compiled."""
+        before = [buffer.clone() for buffer in self.net.buffers()]
+        is_shared = self.forward is not self.net
+        alone = self.forward.no_sync() if is_shared else contextlib.nullcontext()
+        self.start_epoch()
+        try:
+            with alone:
+                self.backward(images.to(self.device), labels.to(self.device))
+        finally:
+            self.net.zero_grad()
+            for buffer, value in zip(self.net.buffers(), before):
+                buffer.copy_(value)
 
     def end_epoch(self, loss):
         """Step the schedules that go by the epoch; `loss` is what a plateau is seen in."""
@@ -85,7 +153,8 @@ class Training:
             "net": self.net.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedules": [schedule.state_dict() for schedule in self.schedules],
-            "averaged": self.ema.n_averaged.item(),
+            "averaged": self.ema.updates,
+            "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state, averaged_weights):
@@ -94,5 +163,7 @@ class Training:
             optimizer.load_state_dict(saved)
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
-        self.ema.module.load_state_dict(averaged_weights)
-        self.ema.n_averaged.fill_(state["averaged"])
+        self.ema.net.load_state_dict(averaged_weights)
+        self.ema.updates = state["averaged"]
+        if state.get("scaler"):  # empty after a training in another precision
+            self.scaler.load_state_dict(state["scaler"])

@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 
 import dataset
+import evaluate
 import train
 from dataset import (
     DATASETS,
@@ -34,6 +35,11 @@ from dataset import (
     training_loader,
 )
 from utils import UserError
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import demo
+import train_or_demo
 
 FILL = (125, 123, 114)
 
@@ -139,14 +145,15 @@ def test_workers_change_nothing(workers, context):
         (4, 1, "cpu", 2),
         (16, 4, "cpu", 2),
         (2, 8, "cpu", 0),
-        (2, 1, "cuda", 1),
+        (1, 1, "cuda", 1),
+        (2, 1, "cuda", 2),
         (64, 1, "cuda", 8),
         (64, 8, "cuda", 6),
     ],
 )
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_by_cores(monkeypatch, cores, processes, device, workers):
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     loader = training_loader(augmented(), 8, 0, None, torch.device(device))
     assert loader.num_workers == workers
@@ -532,8 +539,34 @@ def test_cifar10_without_network(monkeypatch, fails):
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     Path("data").mkdir()  # torchvision would
     errors = fails(train.main)
-    for word in ("cifar-10-python.tar.gz", "--dataset folder", "--dataset digits"):
+    for word in ("cifar-10-python.tar.gz", "--dataset folder", "make demo"):
         assert word in errors
+
+
+def test_make_train_without_network_shows_the_demonstration(monkeypatch, call):
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    run_demo = demo.main
+    options = ["--arch", "small", "--epochs", "1", "-j", "0"]
+    monkeypatch.setattr(demo, "main", lambda _: run_demo(options))
+    Path("best.pt").write_text("of another training")
+    status, output, errors = call(train_or_demo.main, "--epochs", 40)
+    assert status == 0
+    assert errors == ""
+    boxes = [line for line in output.splitlines() if line.startswith("+--")]
+    assert len(boxes) == 4
+    assert output.lstrip().startswith(boxes[0])
+    assert output.rstrip().endswith(boxes[0])
+    assert output.count("NOT TRAINED: no intact CIFAR10 in data") == 2
+    assert Path("best.pt").read_text() == "of another training"
+    assert not Path("last.pt").exists()
+    command = output.split('make evaluate ARGS="')[1].split('"')[0]
+    status, output, _ = call(evaluate.main, *command.split())
+    assert status == 0
+    assert "on the 360 images of digits" in output
+
+
+def test_make_train_hides_no_other_error(fails):
+    assert "no images in" in fails(train_or_demo.main, "--dataset", "folder")
 
 
 def test_cifar100_in_torchvisions_format(tmp_path, monkeypatch, fails):
@@ -627,4 +660,4 @@ def test_mnist_without_network(monkeypatch, fails):
     Path("data/MNIST/raw").mkdir(parents=True)  # torchvision would
     errors = fails(dataset.main, "--dataset", "mnist")
     assert "t10k-labels-idx1-ubyte.gz" in errors
-    assert "--dataset digits" in errors
+    assert "make demo" in errors

@@ -201,7 +201,7 @@ def test_average_of_the_weights():
         expected = expected or now
         expected = [a + (b - a) / 5 for a, b in zip(expected, now)]
     for name, value in zip(names, expected):
-        assert torch.allclose(own.ema.module.state_dict()[name], value, atol=1e-6)
+        assert torch.allclose(own.ema.net.state_dict()[name], value, atol=1e-6)
 
 
 def test_l1_penalty_is_that_of_all_parameters():

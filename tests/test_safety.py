@@ -289,6 +289,7 @@ RECIPES = {
     "adamw plateau": ["--optimizer", "adamw", "--lr", "0.003", "--schedule", "plateau"]
     + ["--patience", "0", "--gamma", "0.5"],
     "class of one's own": ["--arch", "own"],
+    "float16": ["--amp", "float16"],
 }
 
 

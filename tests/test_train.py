@@ -179,38 +179,14 @@ def test_folder_of_other_classes(call, image_folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["small", "own"])
 def test_compiled_weights_keep_their_names(call, monkeypatch, arch):
-    if not machine.can_compile(torch.device("cpu")):
-        pytest.skip("torch.compile finds no compiler here")
-    monkeypatch.setattr(machine, "COMPILE_FROM", 0)
+    monkeypatch.setitem(machine.COMPILE_FROM, "cpu", 0)
     status, output, _ = call(train.main, *QUICK, "--epochs", 1, "--arch", arch)
     assert status == 0
+    if "warning   not compiled" in output:
+        pytest.skip("torch.compile finds no compiler here")
     assert "float32, compiled" in output or "bfloat16, compiled" in output
     names = restore(load_checkpoint("last.pt")).state_dict().keys()
     assert not any("_orig_mod" in name for name in names)
-
-
-def test_without_a_compiler_training_goes_on(call, monkeypatch):
-    def missing(*_, **__):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", missing)
-    monkeypatch.setattr(machine, "COMPILE_FROM", 0)
-    status, output, _ = call(train.main, *QUICK, "--epochs", 1)
-    assert status == 0
-    assert "not compiled" in output
-
-
-def test_precision_is_a_choice(call, monkeypatch):
-    units = {"avx512_bf16": True}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
-    cpu = torch.device("cpu")
-    assert machine.pick_precision(cpu, "auto") == torch.bfloat16
-    assert machine.pick_precision(cpu, "off") == torch.float32
-    units.clear()
-    assert machine.pick_precision(cpu, "auto") == torch.float32
-    assert machine.pick_precision(torch.device("mps"), "auto") == torch.float32
-    _, output, _ = call(train.main, *QUICK, "--dry-run")
-    assert "float32" in output
 
 
 @pytest.mark.parametrize(
@@ -315,7 +291,7 @@ def test_scripts_report_errors_in_one_line(tmp_path):
 def test_bench_measures_every_part(call, monkeypatch):
     """On few images and uncompiled, where the figures mean nothing."""
     monkeypatch.setattr(bench, "COUNT", 128)
-    monkeypatch.setattr(bench, "can_compile", lambda device: False)
+    monkeypatch.setattr(bench, "compile_where_it_pays", lambda *_: False)
     status, output, _ = call(bench.main)
     assert status == 0
     for name in (

@@ -1,0 +1,393 @@
+"""What is decided by the machine: device, precision, compiling; and float16's scaling.
+
+Of the decisions about GPUs only these can be tested without one.
+"""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, run_script
+from test_optim import IMAGES, LABELS, start
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import distributed
+import machine
+import train
+from checkpoint import load_checkpoint
+from distributed import ALONE
+from model import Net, build
+from training import Training
+
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+DIGITS = ["--dataset", "digits", "--arch", "small", "-j", "0", "--epochs", "1"]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "picked"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "cpu")],
+)
+def test_device(monkeypatch, cuda, mps, picked):
+    """MPS is chosen by its name alone, until someone has run it there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert machine.pick_device("auto").type == picked
+    if mps:
+        assert machine.pick_device("mps").type == "mps"
+
+
+@pytest.mark.parametrize(
+    ("device", "has_units", "precision"),
+    [
+        (CPU, True, torch.bfloat16),
+        (CPU, False, torch.float32),
+        (CUDA, True, torch.bfloat16),
+        (CUDA, False, torch.float16),  # a T4
+        (MPS, False, torch.float32),
+    ],
+)
+def test_precision(monkeypatch, device, has_units, precision):
+    units = {"avx512_bf16": has_units}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+
+    def is_bf16_supported(including_emulation=True):
+        return has_units or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert machine.pick_precision(device, "auto") == precision
+    assert machine.pick_precision(device, "off") == torch.float32
+    assert machine.pick_precision(device, "bfloat16") == torch.bfloat16
+    assert machine.pick_precision(device, "float16") == torch.float16
+
+
+def test_memory_format_by_device(monkeypatch):
+    """Channels last, but on MPS."""
+    for device, expected in ((CPU, True), (CUDA, True), (MPS, False)):
+        net = build("small", "dilated", "batch", None)
+        monkeypatch.setattr(Net, "to", lambda net, *a, **kw: move(net, **kw))
+        assert machine.place(net, device) is net
+        monkeypatch.undo()
+        weight = net.body.c1.down.conv.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == expected
+        assert (net.layout == torch.channels_last) == expected
+
+
+def move(net, memory_format=None):
+    """`Net.to` without the device, which is not here."""
+    if memory_format:
+        torch.nn.Module.to(net, memory_format=memory_format)
+    return net
+
+
+def small_training(*options, dtype=torch.float32):
+    """A `Training` of the small table, and a batch to step on."""
+    own = start(*options)
+    return Training(own.net, own.net.body.o.conv.conv, own.args, 100, dtype)
+
+
+class Rehearsed:
+    """In the place of a `Training`: says whether and on what it was tried."""
+
+    def __init__(self, device, error=None):
+        self.device, self.error, self.tried = device, error, []
+        self.net = build("small", "dilated", "batch", None)
+
+    def rehearse(self, images, labels):
+        self.tried.append((images, labels))
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("device", "images", "choice", "compiled"),
+    [
+        (CPU, 199_999, "auto", False),
+        (CPU, 200_000, "auto", True),
+        (CPU, 10**9, "off", False),
+        (CUDA, 1_999_999, "auto", False),
+        (CUDA, 2_000_000, "auto", True),
+        (MPS, 10**9, "auto", False),
+    ],
+)
+def test_compiled_where_it_is_won_back(device, images, choice, compiled):
+    own = Rehearsed(device)
+    batch = IMAGES, LABELS
+    done = machine.compile_where_it_pays(own, choice, images, batch, ALONE)
+    assert done == compiled
+    assert own.tried == [batch] * compiled
+    assert (own.net._compiled_call_impl is not None) == compiled
+
+
+class Many:
+    """In the place of a `World`: another process reports trouble, or none."""
+
+    def __init__(self, trouble):
+        self.trouble = trouble
+
+    def gather(self, own):
+        return [*own, self.trouble]
+
+
+@pytest.mark.parametrize("where", ["here", "in another process"])
+def test_compiler_that_fails_at_the_first_step(capsys, where):
+    """All processes then train uncompiled: their graphs must not differ."""
+    error = RuntimeError("no compiler\n\n" + 100 * "and much more ")
+    own = Rehearsed(CPU, error if where == "here" else None)
+    world = ALONE if where == "here" else Many("no compiler")
+    batch = IMAGES, LABELS
+    assert not machine.compile_where_it_pays(own, "auto", 10**9, batch, world)
+    (warning,) = capsys.readouterr().out.splitlines()[1:]
+    assert warning.startswith("warning   not compiled, as that fails here: no compiler")
+    assert len(warning) < 300
+    assert own.net._compiled_call_impl is None
+    own.net(IMAGES)
+
+
+def test_compiler_that_fails_ends_no_training(call, monkeypatch):
+    """With the real error of a backend, in the first real step."""
+
+    def compile_badly(net):
+        def fail(graph, inputs):
+            raise RuntimeError("no code for this device")
+
+        torch.nn.Module.compile(net, backend=fail)
+
+    monkeypatch.setitem(machine.COMPILE_FROM, "cpu", 0)
+    monkeypatch.setattr(Net, "compile", compile_badly)
+    status, output, errors = call(train.main, *DIGITS)
+    assert status == 0, errors
+    assert "no code for this device" in output
+    assert ", not compiled\n" in output
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_rehearsal_changes_nothing(freeze):
+    own = small_training("--dropout", 0.1)
+    if freeze:
+        own.net.body.c1.requires_grad_(False)
+    before = copy.deepcopy(own.net.state_dict())
+    state = copy.deepcopy(own.state_dict())
+    own.rehearse(IMAGES, LABELS)
+    for name, value in own.net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(weight.grad is None for weight in own.net.parameters())
+    assert own.state_dict()["optimizers"] == state["optimizers"]
+    assert own.ema.updates == 0
+
+
+@pytest.mark.parametrize(
+    ("listed", "cuda", "warning"),
+    [
+        ("GPU 0: Tesla T4 (UUID: x)", None, "built for CPUs"),
+        ("GPU 0: Tesla T4 (UUID: x)", "13.0", "a driver for CUDA 13.0"),
+        ("No devices found.", None, ""),
+        (None, None, ""),
+    ],
+)
+def test_gpu_that_is_not_used_is_said(monkeypatch, capsys, listed, cuda, warning):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr("shutil.which", lambda name: name if listed else None)
+    result = subprocess.CompletedProcess([], 0, stdout=listed)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: result)
+    machine.warn_of_unused_gpu(CPU)
+    output = capsys.readouterr().out
+    assert warning in output
+    assert output.count("\n") == bool(warning)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # --device cpu
+    machine.warn_of_unused_gpu(CPU)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_too_little_memory(fails, monkeypatch, error):
+    def step(*_):
+        raise error
+
+    monkeypatch.setattr(Training, "step", step)
+    errors = fails(train.main, *DIGITS, "--dry-run")
+    assert "--batch-size" in errors
+    assert "128" in errors
+
+
+def test_lost_process_keeps_its_cause(fails, monkeypatch):
+    def step(*_):
+        raise RuntimeError("NCCL Error 2: unhandled system error\nand much more")
+
+    monkeypatch.setattr(train, "train_one_epoch", step)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    errors = fails(train.main, *DIGITS, "--dry-run")
+    assert "--resume" in errors
+    assert "NCCL Error 2: unhandled system error)" in errors
+
+
+def test_processes_on_cuda_name_their_device(monkeypatch):
+    """Else NCCL guesses which GPU is whose at the first barrier."""
+    settings = {}
+    environment = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    environment |= {"TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    dist = torch.distributed
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(dist, "rendezvous", lambda _: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **kw: settings.update(kw)
+    )
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # which all but the first close
+    world, device = distributed.join(CUDA)
+    sys.stdout.close()
+    assert (world.rank, world.size) == (1, 2)
+    assert settings["device_id"] == device == torch.device("cuda", 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has it")
+def test_cores_are_those_this_process_may_use(tmp_path):
+    one = min(os.sched_getaffinity(0))
+    code = (
+        f"import os; os.sched_setaffinity(0, [{one}])\n"
+        "import torch, distributed\n"
+        "torch.set_num_threads(4)\n"  # as torch counts the cores of a container's host
+        "distributed.join(torch.device('cpu'))\n"
+        "print(distributed.cores(), torch.get_num_threads())"
+    )
+    result = run_script(tmp_path, "-c", code, path=ROOT)
+    assert result.stdout == "1 1\n", result.stderr
+
+
+def test_sync_bn_goes_on_in_one_process(tmp_path, call, monkeypatch):
+    """The weights of synchronised batch norm are those of batch norm."""
+    assert call(train.main, *DIGITS, "--epochs", 2, "--norm", "batch")[0] == 0
+    checkpoint = load_checkpoint("last.pt")
+    checkpoint["args"]["sync_bn"] = True
+    torch.save(checkpoint, "sync.pt")
+    status, _, errors = call(train.main, "--resume", "sync.pt", "-j", 0)
+    assert status == 0, errors
+
+
+class Calls(TorchDispatchMode):
+    """Notes every operation that runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+        settings = settings or {}
+        self.names.append(function._schema.name)
+        if function._schema.name == "aten::_to_copy" and "device" in settings:
+            self.names.append("to another device")
+        return function(*arguments, **settings)
+
+
+# What makes the CPU wait for a GPU: a value that is read (`item`, `bool`, `if`), a shape
+# that depends on values, and a copy from one device to the other.
+WAITS = {
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::equal",
+    "to another device",
+}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
+def test_a_step_waits_for_nothing(optimizer):
+    """Counted are the operations of torch's `set_sync_debug_mode`, which needs a GPU.
+
+    AdamW keeps its step numbers on the CPU, where reading them waits for no GPU.
+    """
+    own = start("--optimizer", optimizer, "--l1", 1e-5)
+    own.start_epoch()
+    own.step(IMAGES, LABELS)  # the first one makes the optimizers' states
+    with Calls() as calls:
+        own.step(IMAGES, LABELS)
+    assert len(calls.names) > 100
+    assert not WAITS & set(calls.names)
+
+
+def test_what_waits_is_noticed():
+    with Calls() as calls:
+        if torch.ones(2).sum() > 1:
+            torch.ones(2).to("meta")
+    assert {"aten::_local_scalar_dense", "to another device"} <= set(calls.names)
+
+
+def weights_of(net):
+    return {name: weight.clone() for name, weight in net.named_parameters()}
+
+
+OPTIMIZERS = ["muon", "sgd", "adamw"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "poisoned", ["body.c1.conv.conv.weight", "body.c4.conv.norm.bias"]
+)
+def test_float16_skips_a_poisoned_step_for_all_weights(optimizer, poisoned):
+    """Of a kernel that Muon has, and of a vector that SGD has."""
+    own = small_training("--optimizer", optimizer, dtype=torch.float16)
+    own.start_epoch()
+    own.step(IMAGES, LABELS)
+    before, scale = weights_of(own.net), own.scaler.get_scale()
+    weight = own.net.get_parameter(poisoned)
+    hook = weight.register_hook(lambda gradient: gradient * math.inf)
+    own.step(IMAGES, LABELS)
+    for name, value in own.net.named_parameters():
+        assert torch.equal(value, before[name]), name
+    assert own.scaler.get_scale() < scale
+    hook.remove()
+    own.step(IMAGES, LABELS)
+    for name, value in own.net.named_parameters():
+        assert value.isfinite().all()
+        assert not torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_float16_unscales_gradients_once(optimizer):
+    """A step is that of float32, up to the rounding of activations, whatever the scale."""
+    steps = []
+    for dtype, scale in (
+        (torch.float32, 1),
+        (torch.float16, 16),
+        (torch.float16, 1024),
+    ):
+        torch.manual_seed(0)
+        own = small_training("--optimizer", optimizer, dtype=dtype)
+        if dtype == torch.float16:
+            own.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        own.start_epoch()
+        before = torch.cat([w.detach().ravel() for w in own.net.parameters()])
+        own.step(IMAGES, LABELS)
+        after = torch.cat([w.detach().ravel() for w in own.net.parameters()])
+        steps.append(after - before)
+    exact, *scaled = steps
+    for moved in scaled:
+        assert torch.cosine_similarity(moved, exact, dim=0) > 0.9
+        assert moved.norm().item() == pytest.approx(exact.norm().item(), rel=0.05)
+
+
+@pytest.mark.slow
+def test_float16_learns(call):
+    options = ["--dataset", "digits", "--arch", "small", "-j", 0, "-b", 64]
+    status, output, errors = call(
+        train.main, *options, "--epochs", 8, "--amp", "float16"
+    )
+    assert status == 0, errors
+    assert errors == ""
+    assert "float16" in output
+    assert load_checkpoint("best.pt")["accuracy"] > 0.9
