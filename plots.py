@@ -64,18 +64,30 @@ def plot_curves(rows, split, best, path):
 
 
 def plot_images(images, titles, columns, path, heading):
-    """A grid of uint8 images (H, W, 3), each under its title."""
+    """A grid of uint8 images (H, W, 3), each under its title.
+
+    They are drawn into one pair of axes, whose unit is the inch: a pair for each image
+    would take seconds.
+    """
     rows = max(1, math.ceil(len(images) / columns))
     lines = 1 + max((title.count("\n") for title in titles), default=0)
-    height = (1.5 + 0.2 * lines) * rows + 0.4  # inches
-    figure = Figure(figsize=(1.5 * columns, height), layout="constrained")
-    figure.suptitle(heading)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.axis("off")
-    for axes, image, title in zip(grid, images, titles):
-        axes.imshow(np.asarray(image))
-        axes.set_title(title, fontsize=9)
+    side, gap, top = 1.4, 0.1, 0.4
+    above = 0.05 + 0.16 * lines  # of an image, for its title
+    width = (side + gap) * columns + gap
+    height = top + (above + side + gap) * rows
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.axis("off")
+    axes.text(width / 2, top / 2, heading, fontsize=12, ha="center", va="center")
+    for number, (image, title) in enumerate(zip(images, titles)):
+        row, column = divmod(number, columns)
+        left = gap + (side + gap) * column
+        upper = top + (above + side + gap) * row + above
+        place = (left, left + side, upper + side, upper)
+        axes.imshow(np.asarray(image), extent=place, interpolation="nearest")
+        center = left + side / 2
+        axes.text(center, upper - 0.03, title, fontsize=9, ha="center", va="bottom")
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     save_figure(figure, path)
 
 
