@@ -79,7 +79,7 @@ def alone(tmp_path_factory):
     return folder
 
 
-def assert_same_weights(one, other):
+def assert_same_weights(one, other, tolerance=TOLERANCE):
     """Of two folders: averaged weights and the net's own, as a share of their length."""
     one, other = (torch.load(folder / "last.pt") for folder in (one, other))
     for ours, theirs in (
@@ -90,7 +90,7 @@ def assert_same_weights(one, other):
             torch.cat([*map(torch.ravel, weights.values())])
             for weights in (ours, theirs)
         )
-        assert (ours - theirs).norm() < TOLERANCE * ours.norm()
+        assert (ours - theirs).norm() < tolerance * ours.norm()
 
 
 def read_history(folder):
@@ -135,6 +135,22 @@ def test_two_processes_are_one(alone, tmp_path):
         float(lasts["train_loss"]), rel=1e-4
     )
     assert last["train_accuracy"] == lasts["train_accuracy"]
+
+
+def test_two_processes_are_one_in_float16(tmp_path):
+    """Their scales grow and shrink together; what differs is the rounding of float16."""
+    options = [*SMALL, "--amp", "float16"]
+    (tmp_path / "alone").mkdir()
+    with contextlib.chdir(tmp_path / "alone"):
+        assert train.main(options) == 0
+    _, errors = two(tmp_path / "two", arguments=options).communicate(timeout=200)
+    assert "Traceback" not in errors
+    assert_same_weights(tmp_path / "alone", tmp_path / "two", tolerance=1e-3)
+    scales = []
+    for name in ("alone", "two"):
+        state = torch.load(tmp_path / name / "last.pt")["resume"]["scaler"]
+        scales.append((state["scale"], state["_growth_tracker"]))
+    assert scales[0] == scales[1]
 
 
 @linux
