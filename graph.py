@@ -5,16 +5,14 @@ shapes as it likes. What this module doesn't know it marks as unknown, and goes 
 """
 
 import copy
-import functools
 import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from layers import Depthwise
+from layers import compute_unread
 from operations import (
     HANDLERS,
     Call,
@@ -192,9 +190,7 @@ def record(net, size=32):
     reason = "the scores do not depend on the image in a way that is known"
     try:
         net = copy.deepcopy(net).cpu().float().eval()
-        for module in net.modules():
-            if isinstance(module, Depthwise):
-                module.forward = functools.partial(nn.Conv2d.forward, module)
+        compute_unread(net)
         follow_layers(net, recorder)
         with torch.no_grad(), recorder:
             output = net(image)

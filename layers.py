@@ -3,7 +3,9 @@
 To add a kind of row, write a function like those of KINDS and name it there.
 """
 
+import functools
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -34,25 +36,60 @@ NORMS = {
 }
 
 
-class Depthwise(nn.Conv2d):
-    """A depthwise convolution with a square kernel, faster at stride 2 and dilation 2.
+class Conv(nn.Conv2d):
+    """A convolution without bias and with a square kernel, which may skip pixels.
 
-    There it reads every other pixel alone, and at stride 1 over just these the sums are
-    the same. Where dilation remains, CPUs work in float32.
+    Of its own output it computes every `step`-th row and column, where the next layer
+    reads no others. `is_thinned` says that the layer before did so with its input. See
+    `skip_unread`; what is computed is the same either way.
+    """
+
+    step = 1
+    is_thinned = False
+
+    def __init__(
+        self, channels, out_channels, kernel, stride, padding, dilation, groups=1
+    ):
+        window = (kernel, stride, padding, dilation)
+        super().__init__(channels, out_channels, *window, groups=groups, bias=False)
+
+    def reads_one_in(self):
+        """How many rows (and columns) of its input there are for each one it reads."""
+        stride = self.stride[0] * self.step
+        is_even = self.padding[0] % stride == 0 and self.dilation[0] % stride == 0
+        is_single = self.kernel_size[0] == 1 and self.padding[0] == 0
+        return stride if is_even or is_single else 1
+
+    def window(self, is_thinned):
+        """Stride, padding and dilation on its whole input, or on the pixels it reads."""
+        stride = self.stride[0] * self.step
+        padding, dilation = self.padding[0], self.dilation[0]
+        if is_thinned:
+            return 1, padding // stride, max(1, dilation // stride)
+        return stride, padding, dilation
+
+    def forward(self, x):
+        window = self.window(self.is_thinned)
+        return F.conv2d(x, self.weight, None, *window, self.groups)
+
+
+class Depthwise(Conv):
+    """A depthwise convolution, right in bfloat16 on CPUs and faster at stride 2.
+
+    It leaves out what it does not read of its input, even where that has been computed.
+    Where dilation remains, CPUs work in float32.
     """
 
     def __init__(self, channels, kernel, stride, padding, dilation):
         window = (kernel, stride, padding, dilation)
-        super().__init__(channels, channels, *window, groups=channels, bias=False)
+        super().__init__(channels, channels, *window, groups=channels)
 
     def forward(self, x):
-        stride, padding, dilation = self.stride[0], self.padding[0], self.dilation[0]
-        if padding % stride == 0 and dilation % stride == 0:
-            x = x[:, :, ::stride, ::stride]
-            padding = padding // stride
-            dilation = dilation // stride
-            stride = 1
-        window = (stride, padding, dilation)
+        every = self.reads_one_in()
+        if not self.is_thinned and every > 1:
+            x = x[:, :, ::every, ::every]
+        window = self.window(is_thinned=self.is_thinned or every > 1)
+        dilation = window[-1]
         if dilation == 1 or x.device.type != "cpu":
             return F.conv2d(x, self.weight, None, *window, self.groups)
         # In bfloat16 its weights' gradients are wrong on CPUs that have such instructions,
@@ -60,6 +97,18 @@ class Depthwise(nn.Conv2d):
         with torch.autocast("cpu", enabled=False):
             x = x.to(self.weight.dtype)
             return F.conv2d(x, self.weight, None, *window, self.groups)
+
+
+class Same(nn.Module):
+    """Its input, or every `step`-th row and column of it: a shortcut that skips pixels."""
+
+    step = 1
+    is_thinned = False
+
+    def forward(self, x):
+        if self.is_thinned or self.step == 1:
+            return x
+        return x[:, :, :: self.step, :: self.step]
 
 
 class Residual(nn.Module):
@@ -97,16 +146,9 @@ class SqueezeExcitation(nn.Module):
 
 
 def plain(row, channels):
+    window = (row.kernel, row.stride, row.padding, row.dilation)
     layer = nn.Sequential()
-    layer.conv = nn.Conv2d(
-        channels,
-        row.channels,
-        row.kernel,
-        row.stride,
-        row.padding,
-        row.dilation,
-        bias=False,
-    )
+    layer.conv = Conv(channels, row.channels, *window)
     return layer
 
 
@@ -139,6 +181,8 @@ KINDS = {
     "maxpool": maxpool,
     "gap": gap,  # global average pooling
 }
+# What a layer may hold besides its kernel and still skip pixels; others skip none.
+PIXELWISE = (nn.BatchNorm2d, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Dropout, Same)
 KEEPS_CHANNELS = ("squeeze", "maxpool", "gap")
 # Of these, kernel, stride, dilation and padding say nothing.
 WITHOUT_WINDOW = ("squeeze", "gap")
@@ -155,11 +199,68 @@ def make_layer(row, channels, norm, dropout, is_last):
     if row.kind != "residual":
         return layer
     if row.channels == channels and row.stride == 1:
-        return Residual(layer, nn.Identity())
+        return Residual(layer, Same())
     shortcut = nn.Sequential()
-    shortcut.conv = nn.Conv2d(channels, row.channels, 1, row.stride, bias=False)
+    shortcut.conv = Conv(channels, row.channels, 1, row.stride, 0, 1)
     shortcut.norm = NORMS[norm](row.channels)
     return Residual(layer, shortcut)
+
+
+def skip_unread(layers):
+    """Let each layer of a table compute only what the next one reads of it.
+
+    A kernel of stride 2 whose dilation and padding are even reads every other row and
+    column: of four outputs of the layer before, three are never used. That layer takes the
+    stride, and the kernel runs undilated over what is left. Evaluation is the same.
+    In training batch norm's statistics are those of the outputs that are used. Group and
+    layer norm take theirs in evaluation too, so that their layers skip nothing.
+    """
+    for before, layer in reversed(list(pairwise(layers))):
+        if not reading(before) or not reading(layer) or not keeps_to_pixels(before):
+            continue
+        every = reading(layer)[0].reads_one_in()
+        for module in reading(layer):
+            module.is_thinned = every > 1
+        for module in reading(before):
+            module.step = every
+
+
+def compute_unread(net):
+    """Undo `skip_unread`, and let each convolution run as it is written in the table."""
+    for module in net.modules():
+        if isinstance(module, (Conv, Same)):
+            module.step = 1
+            module.is_thinned = False
+        if isinstance(module, Depthwise):
+            module.forward = functools.partial(Conv.forward, module)
+
+
+def reading(layer):
+    """The modules of a row that read its input, its kernel first; none if it has none."""
+    if type(layer) is Residual:
+        shortcut = getattr(layer.shortcut, "conv", layer.shortcut)
+        return [layer.body.conv, shortcut]
+    if type(layer) is nn.Sequential and isinstance(layer[0], Conv):
+        return [layer[0]]
+    return []
+
+
+def keeps_to_pixels(layer):
+    """Whether all of a layer but its kernel does the same to each pixel in evaluation."""
+    is_residual = isinstance(layer, Residual)
+    for part in [layer.body, layer.shortcut] if is_residual else [layer]:
+        for module in list(part.children())[1:]:
+            if not isinstance(module, PIXELWISE) and not is_pointwise(module):
+                return False
+    return True
+
+
+def is_pointwise(module):
+    """Whether a module is a 1x1 convolution of every pixel."""
+    if not isinstance(module, nn.Conv2d):
+        return False
+    window = (module.kernel_size, module.stride, module.padding)
+    return window == ((1, 1), (1, 1), (0, 0))
 
 
 def size_after(row, size):

@@ -157,9 +157,8 @@ def compile_where_it_pays(training, choice, images, batch, world):
     troubles = [line for line in world.gather([trouble]) if line]
     if not troubles:
         return True
-    training.net._compiled_call_impl = (
-        None  # what compile() set; there is no undoing it
-    )
+    # There is no undoing compile() but by what it set.
+    training.net._compiled_call_impl = None
     print(f"warning   not compiled, as that fails here: {troubles[0]}")
     return False
 

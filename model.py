@@ -15,7 +15,14 @@ import torch
 from torch import nn
 
 from graph import record
-from layers import KEEPS_CHANNELS, NORMS, Row, make_layer, size_after
+from layers import (
+    KEEPS_CHANNELS,
+    NORMS,
+    Row,
+    make_layer,
+    size_after,
+    skip_unread,
+)
 from rules import checklist, print_checklist, print_summary
 from utils import Parser, UserError, line_of, number, run
 
@@ -99,7 +106,7 @@ class TableNet(nn.Module):
 
     def __init__(self, rows, classes, norm, dropout):
         super().__init__()
-        channels, size = 3, SIDE
+        channels, size, layers = 3, SIDE, []
         for row in rows:
             is_last = row is rows[-1]
             if row.channels == CLASSES:
@@ -112,8 +119,10 @@ class TableNet(nn.Module):
                 self.add_module(block, nn.Sequential())
             layer = make_layer(row, channels, norm, dropout, is_last)
             self.get_submodule(block).add_module(name, layer)
+            layers.append(layer)
             if row.kind not in KEEPS_CHANNELS:
                 channels = row.channels
+        skip_unread(layers)
 
     def forward(self, x):
         for block in self.children():

@@ -1,6 +1,8 @@
 """The networks: tables and classes of one's own, and what is refused."""
 
+import copy
 import itertools
+import random
 
 import pytest
 import torch
@@ -10,8 +12,27 @@ from test_rules import edit
 from torch import nn
 
 import model
-from layers import NORMS, Depthwise, Residual, SqueezeExcitation
-from model import ARCHS, DOWNSAMPLE, Net, Row, build, trace, try_out
+from layers import (
+    KINDS,
+    NORMS,
+    Conv,
+    Depthwise,
+    Residual,
+    SqueezeExcitation,
+    compute_unread,
+    size_after,
+)
+from model import (
+    ARCHS,
+    DOWNSAMPLE,
+    Net,
+    Row,
+    TableNet,
+    build,
+    table,
+    trace,
+    try_out,
+)
 from utils import UserError
 
 
@@ -84,6 +105,107 @@ def test_depthwise_gradients_in_bfloat16(dilation, stride):
         gradients.append(torch.autograd.grad(y.float().square().sum(), conv.weight)[0])
     exact, ours = gradients
     assert (ours - exact).norm() < 0.02 * exact.norm()
+
+
+def results_of(net, x):
+    """Scores in evaluation, and all gradients of a function of them."""
+    net.eval()
+    scores = net(x).flatten(1)
+    weights = torch.linspace(-1, 1, scores.numel(), dtype=scores.dtype)
+    value = (scores.ravel() * weights).sum()
+    return scores, *torch.autograd.grad(value, (x, *net.parameters()))
+
+
+def assert_skipping_changes_nothing(net):
+    """Against the same network that computes all outputs; returns how many layers skip."""
+    net = net.double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    whole = copy.deepcopy(net)
+    compute_unread(whole)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.double, requires_grad=True)
+    for own, other in zip(results_of(net, x), results_of(whole, x), strict=True):
+        torch.testing.assert_close(own, other)
+    return sum(module.step > 1 for module in net.modules() if isinstance(module, Conv))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("downsample", DOWNSAMPLE)
+@pytest.mark.parametrize("arch", [name for name in ARCHS if not callable(ARCHS[name])])
+def test_outputs_that_are_never_read_are_not_computed(arch, downsample, norm):
+    rows = table(arch, downsample)
+    skipping = assert_skipping_changes_nothing(TableNet(rows, 10, norm, 0.0))
+    if arch == "small":
+        # The layers before c1.down and c2.down; other norms look at the whole map.
+        expected = 2 if (downsample, norm) == ("dilated", "batch") else 0
+        assert skipping == expected
+
+
+def random_rows(generator):
+    """Layers of any kind, kernel, stride, dilation and padding that make a network."""
+    rows, size = [], 32
+    while len(rows) < 7:
+        kind = generator.choice(
+            ["plain", "residual", "separable", "maxpool", "squeeze"]
+        )
+        kernel, stride = generator.choice([1, 3]), generator.choice([1, 1, 2, 2, 3])
+        dilation, padding = (
+            generator.choice([1, 2, 3, 4]),
+            generator.choice([0, 1, 2, 4]),
+        )
+        if kind == "residual":
+            padding = dilation * (kernel - 1) // 2
+        if kind == "maxpool":
+            kernel, dilation, padding = 2, 1, 0
+        channels = generator.choice([4, 8])
+        name = f"c.r{len(rows)}"
+        row = Row(name, channels, kernel, stride, dilation, padding, kind)
+        try:
+            size = size_after(row, size)
+        except ValueError:
+            continue
+        rows.append(row)
+        if size < 3:
+            break
+    return [*rows, Row("o.gap", 0, 0, 0, 0, 0, "gap"), SMALL[-1]]
+
+
+def test_random_tables_skip_only_what_is_never_read():
+    generator = random.Random(0)
+    skipping = 0
+    for _ in range(150):
+        net = TableNet(random_rows(generator), 10, "batch", 0.0)
+        skipping += assert_skipping_changes_nothing(net)
+    assert skipping > 50
+
+
+def test_a_layer_that_sees_the_whole_map_skips_nothing(monkeypatch):
+    """A norm or a row that a student adds, of which nothing is known here."""
+    monkeypatch.setitem(NORMS, "instance", nn.InstanceNorm2d)
+    rows = table("small", "dilated")
+    assert assert_skipping_changes_nothing(TableNet(rows, 10, "instance", 0.0)) == 0
+
+    def attentive(row, channels):
+        layer = KINDS["plain"](row, channels)
+        layer.attention = SqueezeExcitation(row.channels, 4)
+        return layer
+
+    monkeypatch.setitem(KINDS, "attentive", attentive)
+    rows[0] = rows[0]._replace(kind="attentive")
+    assert assert_skipping_changes_nothing(TableNet(rows, 10, "batch", 0.0)) == 1
+
+
+def test_in_training_statistics_are_those_of_the_outputs_that_are_read():
+    net = TableNet(table("small", "dilated"), 10, "batch", 0.0).train()
+    x = torch.randn(4, 3, 32, 32)
+    net(x)
+    read = net.c1.conv.conv.forward(x)
+    every = nn.functional.conv2d(x, net.c1.conv.conv.weight, padding=1)
+    assert torch.equal(read, every[:, :, ::2, ::2])
+    mean = 0.1 * read.mean((0, 2, 3))  # of a momentum of 0.1
+    assert torch.allclose(net.c1.conv.norm.running_mean, mean, atol=1e-6)
 
 
 def test_every_convolution_but_the_last_has_norm_relu_and_dropout():
