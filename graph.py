@@ -177,12 +177,12 @@ def follow_layers(net, recorder):
         module.register_forward_hook(leave)
 
 
-def record(net, size=32):
+def record(net, size=32, is_skipping=False):
     """The operations that run on an image of size x size pixels: a list of `Node`.
 
-    The first is the image, the last what makes the network's output. A convolution counts
-    as what it says it is, however quickly it is computed. Raises nothing for what a
-    network does: where it stops, the last node says why.
+    The first is the image, the last what makes the network's output. The layers of a table
+    run as it says, unless `is_skipping`: then as they are computed (layers.skip_unread).
+    Raises nothing for what a network does: where it stops, the last node says why.
     """
     recorder = Recorder()
     image = torch.zeros(1, 3, size, size)
@@ -190,7 +190,8 @@ def record(net, size=32):
     reason = "the scores do not depend on the image in a way that is known"
     try:
         net = copy.deepcopy(net).cpu().float().eval()
-        compute_unread(net)
+        if not is_skipping:
+            compute_unread(net)
         follow_layers(net, recorder)
         with torch.no_grad(), recorder:
             output = net(image)

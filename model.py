@@ -346,7 +346,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     net = build(args.arch, args.downsample, args.norm, args.dropout)
     nodes = trace(net)
-    print_summary(net, nodes)
+    computed = sum(node.macs for node in record(net, is_skipping=True))
+    print_summary(net, nodes, computed)
     return 0 if print_checklist(checklist(net, nodes)) else 1
 
 

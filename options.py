@@ -105,9 +105,9 @@ def make_parser(description):
     add_machine_options(add)
     add(
         "--compile",
-        choices=["auto", "off"],
+        choices=["auto", "on", "off"],
         default="auto",
-        help="auto: where it works and the training is long enough to win it back",
+        help="auto: on CUDA, where the training is long enough to win it back",
     )
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
     add("--deterministic", action="store_true", help="same bits each time on CUDA too")

@@ -200,8 +200,11 @@ def name_of(net, node):
     return node.layer or node.operation
 
 
-def print_summary(net, nodes):
-    """Print the network, one row of its table or one layer per line, and its totals."""
+def print_summary(net, nodes, computed):
+    """Print the network, one row of its table or one layer per line, and its totals.
+
+    `computed` are the multiply-adds without those of outputs that are never read.
+    """
     line = "{:{width}}{:21}{:>11}{:>11}{:>12}{:>8}{:>7}{:>9}{:>7}{:>6}".format
     groups = []
     for name, members in groupby(nodes, key=lambda node: name_of(net, node)):
@@ -216,6 +219,8 @@ def print_summary(net, nodes):
     total = sum(weight.numel() for weight in net.parameters())
     macs = sum(node.macs for node in nodes)
     print(f"{total:,} parameters, {macs:,} multiply-adds an image")
+    if computed < macs:
+        print(f"{computed:,} of them are computed: no layer reads what the others give")
 
 
 def describe(net, name, members):

@@ -105,9 +105,9 @@ class Rehearsed:
 @pytest.mark.parametrize(
     ("device", "images", "choice", "compiled"),
     [
-        (CPU, 199_999, "auto", False),
-        (CPU, 200_000, "auto", True),
-        (CPU, 10**9, "off", False),
+        (CPU, 10**9, "auto", False),
+        (CPU, 1, "on", True),
+        (CUDA, 10**9, "off", False),
         (CUDA, 1_999_999, "auto", False),
         (CUDA, 2_000_000, "auto", True),
         (MPS, 10**9, "auto", False),
@@ -139,7 +139,7 @@ def test_compiler_that_fails_at_the_first_step(capsys, where):
     own = Rehearsed(CPU, error if where == "here" else None)
     world = ALONE if where == "here" else Many("no compiler")
     batch = IMAGES, LABELS
-    assert not machine.compile_where_it_pays(own, "auto", 10**9, batch, world)
+    assert not machine.compile_where_it_pays(own, "on", 1, batch, world)
     (warning,) = capsys.readouterr().out.splitlines()[1:]
     assert warning.startswith("warning   not compiled, as that fails here: no compiler")
     assert len(warning) < 300
@@ -156,9 +156,8 @@ def test_compiler_that_fails_ends_no_training(call, monkeypatch):
 
         torch.nn.Module.compile(net, backend=fail)
 
-    monkeypatch.setitem(machine.COMPILE_FROM, "cpu", 0)
     monkeypatch.setattr(Net, "compile", compile_badly)
-    status, output, errors = call(train.main, *DIGITS)
+    status, output, errors = call(train.main, *DIGITS, "--compile", "on")
     assert status == 0, errors
     assert "no code for this device" in output
     assert ", not compiled\n" in output

@@ -16,7 +16,6 @@ from conftest import ROOT, run_script, run_train
 import compare
 import distributed
 import evaluate
-import machine
 import train
 import training
 import utils
@@ -178,9 +177,9 @@ def test_folder_of_other_classes(call, image_folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["small", "own"])
-def test_compiled_weights_keep_their_names(call, monkeypatch, arch):
-    monkeypatch.setitem(machine.COMPILE_FROM, "cpu", 0)
-    status, output, _ = call(train.main, *QUICK, "--epochs", 1, "--arch", arch)
+def test_compiled_weights_keep_their_names(call, arch):
+    options = [*QUICK, "--epochs", 1, "--arch", arch, "--compile", "on"]
+    status, output, _ = call(train.main, *options)
     assert status == 0
     if "warning   not compiled" in output:
         pytest.skip("torch.compile finds no compiler here")
