@@ -28,7 +28,7 @@ from utils import Parser, UserError, check_writable, printable, run, write_json
 
 
 @torch.inference_mode()
-def predict(net, images, device, dtype, mirror=False, batch_size=500, world=ALONE):
+def predict(net, images, device, dtype, mirror=False, batch_size=200, world=ALONE):
     """Scores (N, classes), float32 on the CPU, of uint8 images (N, 32, 32, 3).
 
     With `mirror` they are the mean of those of the image and of its mirror image. Several
