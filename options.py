@@ -46,7 +46,7 @@ def make_parser(description):
     add_network_options(parser)
 
     add = parser.add_argument_group("recipe").add_argument
-    add("--epochs", type=positive, default=14, help="passes over the images")
+    add("--epochs", type=positive, default=17, help="passes over the images")
     add("-b", "--batch-size", type=positive, default=128, help="images per step")
     add(
         "--optimizer",

@@ -153,7 +153,7 @@ def test_recipe_is_that_of_the_readme():
     args, _ = parse_arguments([])
     edited = "a default of options.py or optim.py was edited"
     recipe = (args.arch, args.epochs, args.batch_size, args.optimizer, args.schedule)
-    assert recipe == ("residual", 14, 128, "muon", "onecycle"), edited
+    assert recipe == ("residual", 17, 128, "muon", "onecycle"), edited
     rates = (args.lr, args.weight_decay, args.muon_lr, args.muon_decay)
     assert rates == (0.3, 5e-4, 0.03, 0.02), edited
     rest = (args.label_smoothing, args.ema, args.move, args.hole, args.seed)
