@@ -56,9 +56,9 @@ class Conv(nn.Conv2d):
     def reads_one_in(self):
         """How many rows (and columns) of its input there are for each one it reads."""
         stride = self.stride[0] * self.step
-        is_even = self.padding[0] % stride == 0 and self.dilation[0] % stride == 0
-        is_single = self.kernel_size[0] == 1 and self.padding[0] == 0
-        return stride if is_even or is_single else 1
+        keeps_to_them = self.padding[0] % stride == 0 and self.dilation[0] % stride == 0
+        is_1x1 = self.kernel_size[0] == 1 and self.padding[0] == 0
+        return stride if keeps_to_them or is_1x1 else 1
 
     def window(self, is_thinned):
         """Stride, padding and dilation on its whole input, or on the pixels it reads."""

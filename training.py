@@ -34,12 +34,13 @@ class EMA:
         self.net = copy.deepcopy(net)
         self.updates = 0
         self.average = get_ema_multi_avg_fn(decay)
-        self.floats, self.counters = (
-            [],
-            [],
-        )  # pairs of tensors: the average's, the network's
+        # Pairs of tensors: the average's, and the network's.
+        self.floats, self.counters = [], []
         for pair in zip(tensors_of(self.net), tensors_of(net), strict=True):
-            (self.floats if pair[0].is_floating_point() else self.counters).append(pair)
+            if pair[0].is_floating_point():
+                self.floats.append(pair)
+            else:
+                self.counters.append(pair)
 
     @torch.no_grad()
     def update(self):
