@@ -20,7 +20,13 @@ from checkpoint import load_checkpoint, restore
 from dataset import DATASETS, load, read_image
 from distributed import ALONE
 from gradcam import grad_cam, overlay
-from machine import add_machine_options, pick_device, pick_precision, place
+from machine import (
+    add_machine_options,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    place,
+)
 from model import title_of, trace
 from plots import plot_confusion, plot_images, show
 from rules import checklist, print_checklist
@@ -169,6 +175,7 @@ def main(argv=None):
     if args.json:
         check_writable(args.json)
     device = pick_device(args.device)
+    keep_freed_memory(device)
     dtype = pick_precision(device, args.amp)
     checkpoint = load_checkpoint(args.ckpt)
     net = place(restore(checkpoint), device)

@@ -50,6 +50,7 @@ from lr_finder import find_lr
 from machine import (
     compile_where_it_pays,
     is_out_of_memory,
+    keep_freed_memory,
     pick_device,
     pick_precision,
     place,
@@ -66,6 +67,7 @@ from utils import UserError
 def main(argv=None):
     args, resumed = parse_arguments(argv, __doc__.splitlines()[0])
     world, device = distributed.join(pick_device(args.device))
+    keep_freed_memory(device)
     if args.find_lr and world.size > 1:
         raise UserError("--find-lr is for one process: leave out torchrun")
     try:
