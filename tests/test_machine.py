@@ -6,6 +6,7 @@ Of the decisions about GPUs only these can be tested without one.
 import copy
 import math
 import os
+import platform
 import subprocess
 import sys
 
@@ -25,6 +26,47 @@ from training import Training
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 DIGITS = ["--dataset", "digits", "--arch", "small", "-j", "0", "--epochs", "1"]
+
+
+FAULTS = """
+import resource
+import sys
+
+import torch
+from machine import keep_freed_memory
+
+if "keep" in sys.argv:
+    keep_freed_memory(torch.device("cpu"))
+
+
+def fill_and_free(times):
+    for _ in range(times):
+        torch.ones(10_000_000)  # 40 MB: glibc by itself maps so large a block anew
+
+
+fill_and_free(20)  # by then the heap has grown to what it takes
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+fill_and_free(10)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that frees")
+def test_freed_memory_is_kept():
+    """The system counts the pages that it had to map anew: page faults."""
+    faults = {}
+    for choice in ("keep", "free"):
+        command = [sys.executable, "-c", FAULTS, choice]
+        faults[choice] = int(subprocess.check_output(command, cwd=ROOT, text=True))
+    assert faults["keep"] < 1000  # of ten times some 9,766 pages, of 4 KiB each
+    assert faults["free"] > faults["keep"] + 100  # pages may be larger, and fewer
+
+
+def test_only_a_training_on_the_cpu_keeps_memory(monkeypatch):
+    monkeypatch.setattr(machine.ctypes, "CDLL", pytest.fail)
+    machine.keep_freed_memory(CUDA)
+    monkeypatch.setattr(machine.platform, "libc_ver", lambda: ("", ""))  # musl, macOS
+    machine.keep_freed_memory(CPU)
 
 
 @pytest.mark.parametrize(
