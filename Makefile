@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ARGS ?=
 
-.PHONY: help train record evaluate variants demo bench check test test-all lint clean
+.PHONY: help train quick record evaluate variants demo bench check test test-all lint clean
 
 help:
 	@echo "make train     train on CIFAR-10: best.pt, last.pt and results/"
+	@echo "make quick     the same with fewer epochs, in about six minutes, into results/quick/"
 	@echo "make record    train a long time, for the highest accuracy, into results/record/"
 	@echo "make evaluate  what best.pt learned and where it fails"
 	@echo "make variants  three ways to shrink and three norms, a few epochs each, compared"
-	@echo "make demo      both in a minute on handwritten digits, into results/demo/"
+	@echo "make demo      trains and evaluates on handwritten digits in a minute, into results/demo/"
 	@echo "make bench     how fast training is here, part by part"
 	@echo "make check     the network and the assignment's rules"
 	@echo "make test      the tests to run after every edit, in a minute or so"
@@ -22,6 +23,9 @@ help:
 
 train: .venv/ready
 	$(BIN)/python tools/train_or_demo.py $(ARGS)
+
+quick: .venv/ready
+	$(BIN)/python train.py --epochs 15 --name quick $(ARGS)
 
 record: .venv/ready
 	$(BIN)/python train.py --arch record --epochs 80 --move 0.5 --hole 0.5 --name record $(ARGS)

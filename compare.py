@@ -20,6 +20,9 @@ from rules import GOAL, RECEPTIVE_FIELD, checklist
 from utils import Parser, UserError, check_writable, run
 
 PLACES = {"ckpt", "data_dir", "name", "out"}  # options that change no figure
+# Curves that coincide can still be told apart.
+DASHES = ("-", "--", "-.", ":")
+MARKS = ("o", "s", "^", "D", "v", "x", "P")
 
 
 class Run(NamedTuple):
@@ -126,10 +129,18 @@ def plot(runs, path):
     """The curve of each training: accuracy by epoch."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for training in runs:
+    for number, training in enumerate(runs):
         values = [100 * accuracy for accuracy in training.accuracies]
         label = f"{training.name}: best {training.row['best']}"
-        axes.plot(training.epochs, values, marker=".", label=label)
+        axes.plot(
+            training.epochs,
+            values,
+            color=f"C{number % 10}",
+            linestyle=DASHES[number % len(DASHES)],
+            marker=MARKS[number % len(MARKS)],
+            alpha=0.8,
+            label=label,
+        )
     axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy of each training")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

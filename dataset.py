@@ -9,6 +9,7 @@ loader and travel as uint8; the network itself normalises them.
 shows what is there: counts, classes, mean and deviation, samples, and the augmentation.
 """
 
+import copy
 import os
 import random
 import warnings
@@ -32,14 +33,15 @@ from workers import Loader
 
 cv2.setNumThreads(0)  # on images this small, OpenCV's threads only keep cores busy
 SHOWN = 20  # classes at most in the picture of samples
+MOVE = 0.7  # probability that an image is shifted, scaled and rotated
+HOLE = 0.15  # probability that it gets a hole: low, as a network this small underfits
 
 
-def augmentation(mean, mirror=True, move=0.3, hole=0.15):
+def augmentation(mean, mirror=True, move=MOVE, hole=HOLE):
     """The assignment's three steps, for uint8 images; `mean` (0 to 1) fills the hole.
 
     `mirror` says whether images may be mirrored: a digit in the mirror is no digit.
-    `move` and `hole` are the probabilities that an image is moved and that it gets a
-    hole: they are low because a network this small underfits in a short training.
+    `move` and `hole` are the probabilities of the second and the third step.
     """
     fill = tuple(round(255 * value) for value in mean)  # on the scale of the image
     with warnings.catch_warnings():  # it recommends Affine; the assignment names this
@@ -48,8 +50,9 @@ def augmentation(mean, mirror=True, move=0.3, hole=0.15):
         )
         moves = A.ShiftScaleRotate(
             shift_limit=0.0625,
-            scale_limit=0.1,
-            rotate_limit=10,
+            scale_limit=0.05,
+            rotate_limit=5,  # degrees
+            interpolation=cv2.INTER_CUBIC,  # blurs less than the linear one
             border_mode=cv2.BORDER_REFLECT_101,
             p=move,
         )
@@ -161,16 +164,6 @@ class AugmentedImages(Dataset):
             self.set_generators(epoch, index)
             yield self.transform(image=images[index])["image"]
 
-    def save_samples(self, classes, path):
-        """A picture of what the network sees: ten originals above augmented versions."""
-        indices = torch.linspace(0, len(self.labels) - 1, 10).int().tolist()
-        images = list(self.images[indices])
-        titles = [classes[self.labels[index]] for index in indices]
-        for epoch in (1, 2, 3):
-            images.extend(self.augment(epoch, indices))
-            titles.extend([f"in epoch {epoch}"] * len(indices))
-        plot_images(images, titles, 10, path, "Originals, and what the network sees")
-
 
 class Batches(Sampler):
     """The keys of an epoch's batches, shuffled; images short of a batch are left out.
@@ -240,21 +233,23 @@ def plot_samples(images, labels, classes, path):
 
 
 def plot_steps(images, transform, path):
-    """One row per image: as it is, and after each step in turn, all of which strike.
+    """Three of the images, a row each: as it is, and after each step in turn.
 
-    A step whose probability is 0 is left out.
+    Every step strikes, but for those whose probability is 0, which are left out.
     """
+    transform = copy.deepcopy(transform)  # a training's own draws stay as they are
     transform.set_random_state(np.random.default_rng(0), random.Random(0))
     steps = [step for step in transform.transforms if step.p > 0]
     names = ["original"] + [type(step).__name__ for step in steps]
     cells = []
-    for image in images.numpy():
+    spread = torch.linspace(0, len(images) - 1, 3).int()  # from the first to the last
+    for image in images[spread].numpy():
         cells.append(image)
         for step in steps:
             image = step(image=image, force_apply=True)["image"]
             cells.append(image)
     titles = names + [""] * (len(cells) - len(names))  # above the first row alone
-    heading = "The augmentation, one step after another"
+    heading = "The augmentation, one step after another, each of them forced"
     plot_images(cells, titles, len(names), path, heading)
 
 
@@ -278,8 +273,7 @@ def main(argv=None):
 
     plot_samples(images, labels, classes, samples_path)
     transform = augmentation(mean, DATASETS[args.dataset].mirror)
-    spread = torch.linspace(0, len(labels) - 1, 6).int()  # from the first to the last
-    plot_steps(images[spread], transform, steps_path)
+    plot_steps(images, transform, steps_path)
     print(f"Pictures: {samples_path}, {steps_path}")
 
 

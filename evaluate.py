@@ -19,7 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extensi
 from checkpoint import load_checkpoint, restore
 from dataset import DATASETS, load, read_image
 from distributed import ALONE
-from gradcam import grad_cam, overlay
+from gradcam import grad_cam, overlay, plot_evidence
 from machine import (
     add_machine_options,
     keep_freed_memory,
@@ -28,7 +28,7 @@ from machine import (
     place,
 )
 from model import title_of, trace
-from plots import plot_confusion, plot_images, show
+from plots import plot_confusion, plot_images, plot_mistakes, show
 from rules import checklist, print_checklist
 from utils import Parser, UserError, check_writable, printable, run, write_json
 
@@ -63,30 +63,6 @@ def measure(scores, labels):
         "loss": F.cross_entropy(scores, labels).item(),
         "accuracy": right / len(labels),
     }
-
-
-def plot_mistakes(net, images, labels, probabilities, classes, paths, count=30):
-    """The most confident mistakes, and in a second picture where Grad-CAM saw them."""
-    confidence, predicted = probabilities.max(1)
-    order = confidence.argsort(descending=True)
-    wrong = order[predicted[order] != labels[order]][:count]
-    images, labels, predicted = images[wrong], labels[wrong], predicted[wrong]
-    heading = "The most confident mistakes: actual → predicted, probability"
-    why_heading = (
-        "Mistakes: the image, what speaks for the prediction, and for the actual class"
-    )
-    if len(wrong) == 0:
-        heading = why_heading = "No mistakes"
-    titles, why_titles = [], []
-    for label, guess, share in zip(labels, predicted, confidence[wrong]):
-        actual, taken = classes[label], classes[guess]
-        titles.append(f"{actual}\n→ {taken} {share:.0%}")
-        why_titles += [actual, f"why {taken}\n({share:.0%})", f"why {actual}"]
-    plot_images(images, titles, 6, paths[0], heading)
-    why_taken = overlay(images, grad_cam(net, images, predicted))
-    why_actual = overlay(images, grad_cam(net, images, labels))
-    cells = torch.stack([images, why_taken, why_actual], 1).flatten(0, 1)
-    plot_images(cells, why_titles, 9, paths[1], why_heading)
 
 
 def find_images(paths):
@@ -133,8 +109,9 @@ def classify(net, paths, classes, device, dtype, mirror, picture):
         titles = []
         for result, number in zip(readable, first):
             name = printable(Path(result["file"]).name[:12])
-            titles += [name, f"why {classes[number]}"]
-        plot_images(cells, titles, 6, picture, "Images, and what speaks for the class")
+            titles += [name, f"evidence for\n{classes[number]}"]
+        heading = "Grad-CAM, each map scaled to its own maximum"
+        plot_images(cells, titles, 6, picture, heading)
     print_classified(results)
     return results
 
@@ -154,8 +131,10 @@ def parse_arguments(argv):
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--ckpt", default="best.pt", help="checkpoint to evaluate")
-    add("--dataset", choices=DATASETS, help="None: the checkpoint's")
-    add("--data-dir", help="None: the checkpoint's")
+    add(
+        "--dataset", choices=DATASETS, help="kind of images (default: the checkpoint's)"
+    )
+    add("--data-dir", help="folder they are in (default: the checkpoint's)")
     add("--images", nargs="+", metavar="PATH", help="classify these files and folders")
     add(
         "--tta", action="store_true", help="average over the image and its mirror image"
@@ -203,7 +182,9 @@ def main(argv=None):
     print_checklist(rules)
 
     plot_confusion(matrix, classes, pictures[0])
-    plot_mistakes(net, images, labels, scores.softmax(1), classes, pictures[1:])
+    probabilities = scores.softmax(1)
+    plot_mistakes(images, labels, probabilities, classes, pictures[1])
+    plot_evidence(net, images, labels, probabilities, classes, pictures[2])
     print(f"\nPictures: {', '.join(map(str, pictures))}")
     if args.json:
         content = {

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from plots import most_confident, plot_images
+
 
 class MapRecorder(TorchFunctionMode):
     """Keeps every feature map (N, C, H, W) that is computed while it is on, in order."""
@@ -58,3 +60,31 @@ def overlay(images, maps):
         matplotlib.colormaps["inferno"](maps[:, 0].numpy())[..., :3]
     )
     return (0.4 * images + 0.6 * 255 * colours).round().to(torch.uint8)
+
+
+def plot_evidence(net, images, labels, probabilities, classes, path):
+    """Grad-CAM of two right answers and four mistakes, the most confident ones.
+
+    Of each the image, and what speaks for the class predicted and for another one: the
+    actual class, or where that was predicted the one that came second.
+    """
+    likeliest = probabilities.topk(2)
+    confidence, predicted = likeliest.values[:, 0], likeliest.indices[:, 0]
+    right = most_confident(confidence, predicted == labels, 2)
+    wrong = most_confident(confidence, predicted != labels, 4)
+    chosen = torch.cat([right, wrong])
+    images, labels, predicted = images[chosen], labels[chosen], predicted[chosen]
+    second = likeliest.indices[chosen, 1]
+    others = torch.where(predicted == labels, second, labels)
+    for_predicted = overlay(images, grad_cam(net, images, predicted))
+    for_others = overlay(images, grad_cam(net, images, others))
+    cells = torch.stack([images, for_predicted, for_others], 1).flatten(0, 1)
+    titles = []
+    for label, guess, other, share in zip(
+        labels, predicted, others, confidence[chosen]
+    ):
+        titles.append(f"{classes[label]}\n→ {classes[guess]} {share:.0%}")
+        titles.append(f"evidence for\n{classes[guess]}")
+        titles.append(f"evidence for\n{classes[other]}")
+    heading = "Grad-CAM, each map scaled to its own maximum: actual → predicted"
+    plot_images(cells, titles, 6, path, heading)

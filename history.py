@@ -10,7 +10,7 @@ from dataset import digest
 from machine import provenance
 from options import kept_options
 from plots import plot_curves, show
-from rules import PARAMETERS, RECEPTIVE_FIELD, print_broken_rules
+from rules import GOAL, PARAMETERS, RECEPTIVE_FIELD, print_broken_rules
 from utils import UserError
 
 
@@ -165,9 +165,12 @@ def print_epoch(history, epochs, images):
     print(line, flush=True)
 
 
-def report(history, files):
-    """Draw the curves, and print the figures of the best and the last epoch."""
-    plot_curves(history.rows, history.split, history.best, files.curves)
+def report(history, files, title, smoothing):
+    """Draw the curves, and print the figures of the best and the last epoch.
+
+    `title` says what was trained; `smoothing` is the label smoothing of the training loss.
+    """
+    plot_curves(history, title, smoothing, GOAL, files.curves)
     named = (("best", history.best, files.best), ("last", history.rows[-1], files.last))
     for name, row, path in named:
         accuracy = row[f"{history.split}_accuracy"]

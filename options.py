@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from checkpoint import load_checkpoint
-from dataset import DATASETS
+from dataset import DATASETS, HOLE, MOVE
 from machine import add_machine_options
 from model import add_network_options
 from optim import DEFAULTS, SCHEDULES
@@ -30,76 +30,113 @@ def make_parser(description):
         type=natural,
         default=0,
         metavar="N",
-        help="training images held out to choose the best epoch; 0: the test images do",
+        help="training images held out to choose the best epoch; with 0 the test images do",
     )
     add(
         "-j",
         "--workers",
         type=natural,
-        help="processes that augment; None: all cores but two, 8 at most",
+        help="processes that augment (default: all cores but two, 8 at most)",
     )
     add(
-        "--move", type=fraction, default=0.3, help="fraction of images moved and turned"
+        "--move",
+        type=fraction,
+        default=MOVE,
+        help="fraction of images shifted, scaled and rotated",
     )
-    add("--hole", type=fraction, default=0.15, help="fraction of images with a hole")
+    add("--hole", type=fraction, default=HOLE, help="fraction of images with a hole")
 
     add_network_options(parser)
 
     add = parser.add_argument_group("recipe").add_argument
-    add("--epochs", type=positive, default=17, help="passes over the images")
-    add("-b", "--batch-size", type=positive, default=128, help="images per step")
+    add("--epochs", type=positive, default=23, help="passes over the images")
+    add("-b", "--batch-size", type=positive, default=256, help="images per step")
     add(
         "--optimizer",
         choices=DEFAULTS,
         default="muon",
-        help="muon: for the kernels that mix channels, and SGD for the rest",
+        help="muon: for all convolutions but depthwise ones and the last layer, with SGD "
+        "for the rest",
     )
     rates = ", ".join(f"{name} {values['lr']}" for name, values in DEFAULTS.items())
-    add("--lr", type=rate, help=f"highest learning rate; None: {rates}")
+    add("--lr", type=rate, help=f"peak learning rate (default: {rates})")
     decays = ", ".join(f"{n} {v['weight_decay']}" for n, v in DEFAULTS.items())
-    add("--weight-decay", type=rate, help=f"but for norms and biases; None: {decays}")
-    add("--muon-lr", type=rate, default=0.03, help="highest learning rate of Muon")
-    add("--muon-decay", type=rate, default=0.02, help="weight decay of Muon")
+    add(
+        "--weight-decay",
+        type=rate,
+        help=f"of all but norms and biases (default: {decays})",
+    )
+    add("--muon-lr", type=rate, default=0.04, help="peak learning rate of Muon")
+    add("--muon-decay", type=rate, default=0.06, help="weight decay of Muon")
     add(
         "--schedule",
         choices=SCHEDULES,
         default="onecycle",
-        help="of the learning rates; plateau watches the loss of the held-out images, "
+        help="schedule of the learning rates; plateau watches the loss of the held-out images, "
         "or the training loss where there are none",
     )
     add(
         "--gamma",
         type=fraction,
         default=0.1,
-        help="what step and plateau multiply the rates by",
+        help="step and plateau multiply the learning rates by this",
     )
     add(
         "--step-epochs",
         type=positive,
         metavar="N",
-        help="epochs from step to step; None: a third of --epochs",
+        help="epochs from step to step (default: a third of --epochs)",
     )
-    add("--patience", type=natural, default=2, help="epochs that plateau waits")
-    add("--l1", type=rate, default=0.0, help="penalty on the size of all parameters")
-    add("--label-smoothing", type=fraction, default=0.1, help="share of other classes")
+    add(
+        "--patience",
+        type=natural,
+        default=2,
+        help="epochs without improvement that plateau waits",
+    )
+    add(
+        "--l1",
+        type=rate,
+        default=0.0,
+        help="factor of the L1 penalty on all parameters",
+    )
+    add(
+        "--label-smoothing",
+        type=fraction,
+        default=0.1,
+        help="share of the target spread over all classes",
+    )
     add(
         "--ema",
         type=fraction,
         default=0.02,
-        help="share of the steps weights average over",
+        help="share of the steps that the average of the weights (EMA) spans",
     )
     add(
         "--seed",
         type=number(int, 0, 2**63 - 1),
         default=0,
-        help="of weights, order and augmentation",
+        help="seed of the weights, the order and the augmentation",
     )
-    add("--seeds", type=positive, default=1, help="as many trainings, from --seed on")
+    add(
+        "--seeds",
+        type=positive,
+        default=1,
+        help="train N seeds, starting at --seed",
+        metavar="N",
+    )
 
     add = parser.add_argument_group("start").add_argument
-    add("--init", metavar="CKPT", help="start from its network and weights")
+    add(
+        "--init",
+        metavar="CKPT",
+        help="start from the network and the weights of a checkpoint",
+    )
     add("--freeze", action="store_true", help="train the last layer alone")
-    add("--resume", metavar="LAST.PT", help="go on after its epoch, with its options")
+    add(
+        "--resume",
+        metavar="LAST.PT",
+        help="go on after the last epoch of a last.pt, with its options",
+    )
 
     add = parser.add_argument_group("machine").add_argument
     add_machine_options(add)
@@ -110,12 +147,12 @@ def make_parser(description):
         help="auto: on CUDA, where the training is long enough to win it back",
     )
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
-    add("--deterministic", action="store_true", help="same bits each time on CUDA too")
+    add("--deterministic", action="store_true", help="same bits every time on CUDA too")
 
     add = parser.add_argument_group("output").add_argument
     add("--ckpt", default="best.pt", help="checkpoint of the best epoch")
     add("--out", default="results", help="folder of the history and the pictures")
-    add("--name", help="keep everything in results/NAME, whatever --ckpt and --out")
+    add("--name", help="keep everything in results/NAME, in place of --ckpt and --out")
     add("--dry-run", action="store_true", help="try one batch and write nothing")
     add("--find-lr", action="store_true", help="suggest learning rates and do no more")
     return parser

@@ -6,6 +6,7 @@ import math
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
@@ -32,18 +33,27 @@ def show(figures, prefix=""):
     return " ".join(parts)
 
 
-def plot_curves(rows, split, best, path):
-    """Each figure by epoch, of training and of `split`, with the best epoch."""
+def plot_curves(history, title, smoothing, goal, path):
+    """Each figure by epoch, of training and of the images that choose the best epoch.
+
+    `history` is a `history.History`, `smoothing` the label smoothing of the training loss,
+    `goal` the accuracy to reach, 0 to 1.
+    """
+    split, rows, best = history.split, history.rows, history.best
     names = []
     for column in rows[-1]:
         if column.startswith(f"{split}_"):
             names.append(column.removeprefix(f"{split}_"))
     width = 5.5 * len(names)  # inches
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
+    figure.suptitle(title)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         is_loss = name.endswith("loss")
         unit, scale = ("", 1) if is_loss else (" %", 100)
-        for part, label in (("train", "train (augmented)"), (split, split)):
+        training = "train (augmented images)"
+        if is_loss and smoothing:
+            training = f"train (augmented images, label smoothing {smoothing:g})"
+        for part, label in (("train", training), (split, split)):
             column = f"{part}_{name}"
             points = [(row["epoch"], row[column]) for row in rows if column in row]
             if points:
@@ -54,13 +64,32 @@ def plot_curves(rows, split, best, path):
             value = scale * best[f"{split}_{name}"]
             label = f"best epoch, {best['epoch']}: {value:.2f}{unit}"
             axes.plot(best["epoch"], value, "k*", markersize=12, label=label)
+        if name == "accuracy":
+            label = f"{goal:.0%} of the assignment"
+            axes.axhline(100 * goal, color="grey", linestyle="--", label=label)
         axes.set(xlabel="epoch", ylabel=name if is_loss else f"{name} (%)")
+        axes.set_ylim(*what_matters(axes.get_lines(), is_loss))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if name == "loss":  # the first ones can be large, and would flatten the rest
-            axes.set_ylim(0, 1.3 * max(row["train_loss"] for row in rows))
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, path)
+
+
+def what_matters(lines, is_loss):
+    """The limits of an axis that shows all but the worst of the first epochs.
+
+    The first values are far off, and would flatten the rest.
+    """
+    later = []
+    for line in lines:
+        heights = list(line.get_ydata())
+        later += heights[len(heights) // 5 :]
+    finite = [value for value in later if math.isfinite(value)]
+    lowest, highest = min(finite), max(finite)
+    margin = 0.08 * (highest - lowest) or 0.1
+    if is_loss:
+        return max(0, lowest - margin), highest + margin
+    return max(0, lowest - margin), min(100, highest + margin)
 
 
 def plot_images(images, titles, columns, path, heading):
@@ -91,13 +120,51 @@ def plot_images(images, titles, columns, path, heading):
     save_figure(figure, path)
 
 
+def plot_mistakes(images, labels, probabilities, classes, path):
+    """The twelve most confident mistakes."""
+    confidence, predicted = probabilities.max(1)
+    titles = []
+    wrong = most_confident(confidence, predicted != labels, 12)
+    for number in wrong:
+        actual, guess = classes[labels[number]], classes[predicted[number]]
+        titles.append(f"{actual}\n→ {guess} {confidence[number]:.0%}")
+    heading = (
+        "The most confident mistakes: actual → predicted (some labels are arguable)"
+    )
+    if len(wrong) == 0:
+        heading = "No mistakes"
+    plot_images(images[wrong], titles, 6, path, heading)
+
+
+def most_confident(confidence, mask, count):
+    """The numbers of the images of a mask, the most confident first, `count` at most."""
+    order = confidence.argsort(descending=True)
+    return order[mask[order]][:count]
+
+
 def plot_confusion(matrix, classes, path):
-    """Counts of actual (rows) against predicted classes."""
+    """Counts of actual (rows) against predicted classes, with each class's accuracy.
+
+    The colours are those of the mistakes alone: the right answers would drown them.
+    """
     side = 3 + 0.55 * len(classes)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(side + 1.6, side), layout="constrained")
     axes = figure.subplots()
-    display = ConfusionMatrixDisplay(matrix, display_labels=classes)
-    display.plot(ax=axes, cmap="Blues", values_format="d")
-    axes.set(xlabel="predicted", ylabel="actual")
+    mistakes = matrix.copy()
+    np.fill_diagonal(mistakes, 0)
+    labels = []
+    for number, name in enumerate(classes):
+        share = matrix[number, number] / max(1, matrix[number].sum())
+        labels.append(f"{name}  {share:.1%}")
+    display = ConfusionMatrixDisplay(mistakes, display_labels=classes)
+    display.plot(ax=axes, cmap="Oranges", values_format="d")
+    display.figure_.axes[-1].set_ylabel("mistakes")
+    for number in range(len(classes)):
+        right = Rectangle((number - 0.5, number - 0.5), 1, 1, facecolor="0.85")
+        axes.add_patch(right)
+        display.text_[number, number].set(text=matrix[number, number], color="black")
+    axes.set(xlabel="predicted", ylabel="actual, with the share that is right")
+    axes.set_yticklabels(labels)
+    axes.set_title("Confusion matrix: right answers in grey, mistakes in colour")
     axes.tick_params("x", labelrotation=45, labelrotation_mode="xtick")
     save_figure(figure, path)

@@ -1,6 +1,5 @@
-"""The assignment's rules, and the summary of a network, read off what runs in it."""
+"""The assignment's rules, read off what runs in a network."""
 
-from itertools import groupby
 from typing import NamedTuple
 
 GOAL = 0.85  # of the test images
@@ -198,64 +197,3 @@ def name_of(net, node):
     if getattr(net, "config", {}).get("rows"):
         return ".".join(node.layer.split(".")[:2])
     return node.layer or node.operation
-
-
-def print_summary(net, nodes, computed):
-    """Print the network, one row of its table or one layer per line, and its totals.
-
-    `computed` are the multiply-adds without those of outputs that are never read.
-    """
-    line = "{:{width}}{:21}{:>11}{:>11}{:>12}{:>8}{:>7}{:>9}{:>7}{:>6}".format
-    groups = []
-    for name, members in groupby(nodes, key=lambda node: name_of(net, node)):
-        members = list(members)
-        if any(node.window for node in members):
-            groups.append((name, members))
-    width = 2 + max([7, *(len(name) for name, _ in groups)])
-    titles = "layer type output params mult-adds kernel stride dilation field jump"
-    print(line(*titles.split(), width=width))
-    for name, members in groups:
-        print(line(name, *describe(net, name, members), width=width))
-    total = sum(weight.numel() for weight in net.parameters())
-    macs = sum(node.macs for node in nodes)
-    print(f"{total:,} parameters, {macs:,} multiply-adds an image")
-    if computed < macs:
-        print(f"{computed:,} of them are computed: no layer reads what the others give")
-
-
-def describe(net, name, members):
-    """The cells of a line of the summary, from its type on."""
-    windows = [node for node in members if node.window]
-    main = max(windows, key=lambda node: (max(node.window.kernel), node.macs))
-    last = members[-1]
-    kind = main.operation
-    if any(is_depthwise(node) for node in members):
-        kind = "separable" if len(windows) > 1 else "depthwise"
-    if last.operation == "mul":
-        kind = "gate"
-    elif last.operation == "add" and len(last.sources) > 1:
-        has_shortcut = any(".shortcut" in node.layer for node in windows)
-        kind += " + shortcut" if has_shortcut else " + input"
-    parameters = "?" if any(node.weight for node in members) else "0"
-    for prefix in ("body.", ""):
-        module = find_module(net, prefix + name)
-        if module is not None:
-            parameters = f"{sum(weight.numel() for weight in module.parameters()):,}"
-            break
-    known = last.axes is not None
-    return (
-        kind,
-        "x".join(map(str, last.shape)),
-        parameters,
-        f"{sum(node.macs for node in members):,}",
-        "x".join(map(str, main.window.kernel)),
-        main.window.stride[0],
-        main.window.dilation[0],
-        last.receptive_field if known else "?",
-        last.axes[0].jump if known else "?",
-    )
-
-
-def find_module(net, path):
-    """The module of a path; None where it is that of a function."""
-    return dict(net.named_modules()).get(path)

@@ -32,6 +32,7 @@ from dataset import (
     augmentation,
     load_splits,
     mean_and_std,
+    plot_steps,
     training_loader,
 )
 from distributed import ALONE
@@ -122,11 +123,11 @@ def train(args, resumed, device, world=ALONE):
     if len(set(world.gather([finished]))) > 1:
         raise UserError("the processes do not see the same images and last.pt")
     if files.are_written:
-        data.save_samples(images.classes, files.augmented)
+        plot_steps(data.images, data.transform, files.augmented)
     history = train_epochs(
         args, training, loader, images, history, run, files, device, world
     )
-    return finish(args, history, images, files, device, dtype)
+    return finish(args, history, title, images, files, device, dtype)
 
 
 class Images(NamedTuple):
@@ -289,14 +290,15 @@ def train_one_epoch(training, loader, epoch, device, world=ALONE):
     return {"loss": losses.mean().item(), "accuracy": right / (seen * world.size)}
 
 
-def finish(args, history, images, files, device, dtype):
+def finish(args, history, title, images, files, device, dtype):
     """Report what the training reached; returns the exit status, 130 after Ctrl-C."""
     status = 0 if len(history.rows) == args.epochs else 130
     if not history.rows or args.dry_run:
         print("nothing was written")
     if not history.rows or not files.are_written:
         return status
-    report(history, files)
+    title = f"{title}: {args.dataset}, {args.optimizer}, seed {args.seed}"
+    report(history, files, title, args.label_smoothing)
     if args.val_size:
         chosen = place(restore(load_checkpoint(files.best)), device)
         pictures, labels = images.splits["test"]

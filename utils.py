@@ -90,11 +90,23 @@ def progress(items, name, **settings):
     return tqdm(items, name, leave=False, disable=None, file=sys.stdout, **settings)
 
 
+class DefaultsInWords(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds "(default: ...)" to an option's help where there is a default to show.
+
+    Where that is None the help itself says what happens without the option.
+    """
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with the defaults in --help and an error in one line."""
 
     def __init__(self, **settings):
-        settings["formatter_class"] = argparse.ArgumentDefaultsHelpFormatter
+        settings["formatter_class"] = DefaultsInWords
         super().__init__(**settings)
 
     def error(self, message):

@@ -387,7 +387,7 @@ def test_checkpoint_of_a_class_that_has_gone(own, fails, monkeypatch):
 @pytest.fixture
 def few_pictures(monkeypatch):
     """Leaves out those of evaluate.py that take a second to draw."""
-    monkeypatch.setattr(evaluate, "plot_mistakes", lambda *_: None)
+    monkeypatch.setattr(evaluate, "plot_evidence", lambda *_: None)
 
 
 @pytest.mark.usefixtures("few_pictures")

@@ -289,7 +289,7 @@ def test_scripts_report_errors_in_one_line(tmp_path):
 @pytest.mark.slow
 def test_bench_measures_every_part(call, monkeypatch):
     """On few images and uncompiled, where the figures mean nothing."""
-    monkeypatch.setattr(bench, "COUNT", 128)
+    monkeypatch.setattr(bench, "COUNT", 256)
     monkeypatch.setattr(bench, "compile_where_it_pays", lambda *_: False)
     status, output, _ = call(bench.main)
     assert status == 0

@@ -179,9 +179,10 @@ def bench_augmentation(data):
 
 
 def bench_loader(data, device):
+    args, _ = options.parse_arguments([])
     print("\nLoader: images a second")
     for workers in range(os.cpu_count() + 1)[:5]:
-        loader = training_loader(data, 128, 0, workers, device)
+        loader = training_loader(data, args.batch_size, 0, workers, device)
         (time,) = seconds(functools.partial(deque, loader, 0))  # takes and forgets
         show(f"{workers} workers", COUNT / time)
 
@@ -193,7 +194,7 @@ def bench_steps(data, device, precision):
     for amp in dict.fromkeys(("off", precision)):
         for compiled in (False, True):
             for channels_last in (False, True):
-                loop = OurLoop(data, device, "residual", amp, compiled, channels_last)
+                loop = OurLoop(data, device, "default", amp, compiled, channels_last)
                 if compiled and not loop.is_compiled:
                     continue
                 (time,) = seconds(loop.steps)
@@ -223,7 +224,7 @@ def main(argv=None):
     )
     published = PublishedLoop(PublishedImages(images, labels), device)
     reference = OurLoop(data, device, "reference", args.amp)
-    ours = OurLoop(data, device, "residual", args.amp)
+    ours = OurLoop(data, device, "default", args.amp)
     loops = published.epoch, reference.epoch, ours.epoch, fastest.steps
     published, reference, ours, steps = (
         COUNT / time for time in seconds(*loops, rounds=5)
