@@ -28,7 +28,7 @@ quick: .venv/ready
 	$(BIN)/python train.py --epochs 15 --name quick $(ARGS)
 
 record: .venv/ready
-	$(BIN)/python train.py --arch record --epochs 80 --move 0.5 --hole 0.5 --name record $(ARGS)
+	$(BIN)/python train.py --arch record --epochs 80 --move 0.5 --hole 0.5 --name record --continue $(ARGS)
 
 evaluate: .venv/ready
 	$(BIN)/python evaluate.py $(ARGS)

@@ -19,7 +19,7 @@ from plots import save_figure
 from rules import GOAL, RECEPTIVE_FIELD, checklist
 from utils import Parser, UserError, check_writable, run
 
-PLACES = {"ckpt", "data_dir", "name", "out"}  # options that change no figure
+PLACES = {"ckpt", "data_dir", "name", "out"}  # options that change no metric
 # Curves that coincide can still be told apart.
 DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "x", "P")
@@ -77,7 +77,7 @@ def describe_network(config):
     field = "?"
     for rule in checklist(net, nodes):
         if rule.text == RECEPTIVE_FIELD and rule.passed is not None:
-            field = rule.figure
+            field = rule.value
     macs = sum(node.macs for node in nodes)
     return {
         "parameters": f"{parameters:,}",

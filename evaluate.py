@@ -53,9 +53,9 @@ def predict(net, images, device, dtype, mirror=False, batch_size=200, world=ALON
 
 
 def measure(scores, labels):
-    """The figures of a split, by name, each exact over all its images.
+    """The metrics of a split, by name, each exact over all its images.
 
-    A figure added here is in the history, its file, the line of each epoch and the curves.
+    A metric added here is in the history, its file, the line of each epoch and the curves.
     "accuracy" chooses the best epoch. All but a loss are taken for shares, 0 to 1.
     """
     right = (scores.argmax(1) == labels).sum().item()
@@ -140,7 +140,7 @@ def parse_arguments(argv):
         "--tta", action="store_true", help="average over the image and its mirror image"
     )
     add("--out", default="results", help="folder of the pictures")
-    add("--json", metavar="FILE", help="write the figures there too")
+    add("--json", metavar="FILE", help="write the metrics there too")
     add_machine_options(add)
     return parser.parse_args(argv)
 
@@ -168,14 +168,14 @@ def main(argv=None):
 
     dataset, images, labels = test_images(args, checkpoint)
     scores = predict(net, images, device, dtype, args.tta)
-    figures = measure(scores, labels)
+    metrics = measure(scores, labels)
     matrix = confusion_matrix(labels, scores.argmax(1), labels=range(len(classes)))
-    rules = checklist(net, trace(net), figures["accuracy"], dataset)
+    rules = checklist(net, trace(net), metrics["accuracy"], dataset)
 
     print_origin(args.ckpt, checkpoint)
     averaged = " and their mirror images" if args.tta else ""
     print(
-        f"\nTest {show(figures)}, on the {len(labels):,} images of {dataset}{averaged}"
+        f"\nTest {show(metrics)}, on the {len(labels):,} images of {dataset}{averaged}"
     )
     print(f"\n{report(labels, scores, classes, digits=4)}")
     print_matrix(matrix, classes)
@@ -194,7 +194,7 @@ def main(argv=None):
             "epoch": checkpoint["epoch"],
             "args": checkpoint["args"],
             "made_with": checkpoint["made_with"],
-            **figures,
+            **metrics,
             "classes": classes,
             "confusion_matrix": matrix.tolist(),
             "report": report(labels, scores, classes, output_dict=True),

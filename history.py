@@ -15,7 +15,7 @@ from utils import UserError
 
 
 class History:
-    """One row of figures per finished epoch, and the seconds each one took.
+    """One row of metrics per finished epoch, and the seconds each one took.
 
     `split` names the images that choose the best epoch: "test", or "val" for held-out ones.
     """
@@ -77,7 +77,7 @@ class Files:
 
 
 def describe(args, images, net, device, dtype, compiled, world):
-    """All that decides the figures of this training, as plain types."""
+    """All that decides the metrics of this training, as plain types."""
     made_with = provenance(device, dtype)
     made_with["compiled"] = compiled
     made_with["processes"] = world.size
@@ -99,13 +99,38 @@ def describe(args, images, net, device, dtype, compiled, world):
     return json.loads(json.dumps(run))
 
 
-def left_by_restart(files, run):
-    """The last.pt of this very training, where torchrun has started it again."""
-    if not distributed.is_restart() or not files.last.exists():
+def left_behind(files, run, is_continued):
+    """The last.pt of this very training, to go on from; None where there is none.
+
+    It is looked for with --continue, which is `is_continued`, and where torchrun has
+    started the training again. Raises UserError where --continue finds another training's.
+    """
+    if not files.last.exists() or not (is_continued or distributed.is_restart()):
         return None
     checkpoint = load_checkpoint(files.last)
-    is_same = distributed.run_id() == checkpoint["resume"].get("run_id")
-    return checkpoint if is_same and checkpoint["args"] == run["args"] else None
+    given, kept = dict(run["args"]), dict(checkpoint["args"])
+    # The images may have moved: that they are the same is checked by their digest.
+    given.pop("data_dir")
+    kept.pop("data_dir", None)
+    differing = differences(given, kept)
+    if run["net"]["rows"] != checkpoint["net"]["rows"]:
+        differing.append("its table was edited")
+    if is_continued and differing:
+        raise UserError(
+            f"--continue: {files.last} is of another training ({', '.join(differing)}): "
+            "give its options, or another --name"
+        )
+    is_same_run = distributed.run_id() == checkpoint["resume"].get("run_id")
+    return checkpoint if is_continued or (is_same_run and not differing) else None
+
+
+def differences(given, kept):
+    """Where options differ, in words."""
+    words = []
+    for name in sorted(given.keys() | kept.keys()):
+        if given.get(name) != kept.get(name):
+            words.append(f"{name} {kept.get(name)} and not {given.get(name)}")
+    return words
 
 
 def go_on(checkpoint, run, training):
@@ -131,7 +156,7 @@ def print_header(args, title, rules, made_with):
     names = ("python", "torch", "torchvision", "albumentations", "numpy")
     versions = ", ".join(f"{name} {made_with[name]}" for name in names)
     compiled = "compiled" if made_with["compiled"] else "not compiled"
-    by_name = {rule.text: rule.figure for rule in rules}
+    by_name = {rule.text: rule.value for rule in rules}
     print(
         f"network   {title}: {by_name[PARAMETERS]}, "
         f"receptive field {by_name[RECEPTIVE_FIELD]}"
@@ -166,7 +191,7 @@ def print_epoch(history, epochs, images):
 
 
 def report(history, files, title, smoothing):
-    """Draw the curves, and print the figures of the best and the last epoch.
+    """Draw the curves, and print the accuracy of the best and the last epoch.
 
     `title` says what was trained; `smoothing` is the label smoothing of the training loss.
     """

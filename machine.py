@@ -131,7 +131,7 @@ def is_out_of_memory(error):
 
 
 def provenance(device, dtype):
-    """What decides the figures of a run besides its options, as plain types."""
+    """What decides the metrics of a run besides its options, as plain types."""
     names = ("torchvision", "albumentations", "numpy")
     folder = Path(__file__).parent
     git = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"]

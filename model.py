@@ -3,7 +3,7 @@
     python model.py [--arch NAME] [--downsample HOW] [--norm NAME]
 
 prints every layer with its parameters and receptive field, then the assignment's rules,
-each with its figure; the exit status is 1 when a rule fails or cannot be decided. To make
+each with its value; the exit status is 1 when a rule fails or cannot be decided. To make
 a variant, change rows of a table, or add a table or a class of your own to ARCHS: the
 summary, the rules and the training follow.
 """

@@ -13,7 +13,9 @@ from utils import Parser, UserError, is_text, number
 
 NETWORK = ("arch", "downsample", "norm", "dropout")
 # Options of where and how far to train, not of what; a checkpoint does not keep them.
-NOT_KEPT = {"device", "dry_run", "find_lr", "resume", "seeds", "workers"}
+NOT_KEPT = {
+    "device", "dry_run", "find_lr", "is_continued", "resume", "seeds", "workers",
+}  # fmt: skip
 
 
 def make_parser(description):
@@ -133,6 +135,12 @@ def make_parser(description):
     )
     add("--freeze", action="store_true", help="train the last layer alone")
     add(
+        "--continue",
+        action="store_true",
+        dest="is_continued",
+        help="go on where this command was interrupted; begin where it was not",
+    )
+    add(
         "--resume",
         metavar="LAST.PT",
         help="go on after the last epoch of a last.pt, with its options",
@@ -241,5 +249,5 @@ def take_network_of(checkpoint, args):
 
 
 def kept_options(args):
-    """The options that a checkpoint keeps: what decides the training's figures."""
+    """The options that a checkpoint keeps: what decides the training's metrics."""
     return {name: value for name, value in vars(args).items() if name not in NOT_KEPT}

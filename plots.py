@@ -22,10 +22,10 @@ def save_figure(figure, path):
     write_file(path, buffer.getvalue())
 
 
-def show(figures, prefix=""):
-    """Figures on a line: of a loss its value, of all else a percentage."""
+def show(metrics, prefix=""):
+    """Metrics on a line: of a loss its value, of all else a percentage."""
     parts = []
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if name.startswith(prefix):
             name = name.removeprefix(prefix)
             is_loss = name.endswith("loss")
@@ -34,7 +34,7 @@ def show(figures, prefix=""):
 
 
 def plot_curves(history, title, smoothing, goal, path):
-    """Each figure by epoch, of training and of the images that choose the best epoch.
+    """Each metric by epoch, of training and of the images that choose the best epoch.
 
     `history` is a `history.History`, `smoothing` the label smoothing of the training loss,
     `goal` the accuracy to reach, 0 to 1.
@@ -71,7 +71,7 @@ def plot_curves(history, title, smoothing, goal, path):
         axes.set_ylim(*what_matters(axes.get_lines(), is_loss))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize="small")
     save_figure(figure, path)
 
 

@@ -9,10 +9,10 @@ AVERAGES = ("mean", "avg_pool2d", "adaptive_avg_pool2d")
 
 
 class Rule(NamedTuple):
-    """A rule of the assignment, with the figure that decides it."""
+    """A rule of the assignment, with the value that decides it."""
 
     text: str
-    figure: str
+    value: str
     passed: bool | None  # None where it cannot be decided
 
 
@@ -46,8 +46,8 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
         Rule("GAP, then 1x1 or linear", names(weighted), is_average),
     ]
     if accuracy is not None:
-        figure = f"{accuracy:.2%} on {dataset}"
-        rules.append(Rule("test accuracy of 85 %", figure, accuracy >= GOAL))
+        value = f"{accuracy:.2%} on {dataset}"
+        rules.append(Rule("test accuracy of 85 %", value, accuracy >= GOAL))
     return rules
 
 
@@ -177,7 +177,7 @@ def print_checklist(rules):
     marks = {True: "pass", False: "FAIL", None: "?   "}
     print("\nThe assignment's rules")
     for rule in rules:
-        print(f"  {marks[rule.passed]}  {rule.text:28}{rule.figure}")
+        print(f"  {marks[rule.passed]}  {rule.text:28}{rule.value}")
     return all(rule.passed is True for rule in rules)
 
 
@@ -186,10 +186,10 @@ def print_broken_rules(rules):
     for rule in rules:
         if rule.passed is False:
             print(
-                f"warning   a rule of the assignment is broken: {rule.text} ({rule.figure})"
+                f"warning   a rule of the assignment is broken: {rule.text} ({rule.value})"
             )
         elif rule.passed is None:
-            print(f"note      {rule.text}: {rule.figure}")
+            print(f"note      {rule.text}: {rule.value}")
 
 
 def name_of(net, node):

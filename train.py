@@ -2,6 +2,7 @@
 
     python train.py [--dataset folder --data-dir FOLDER] [--arch reference] ...
     python train.py --resume last.pt
+    python train.py --name NAME --continue ...
     python train.py --init best.pt --freeze --dataset folder --data-dir FOLDER
     python train.py --find-lr
     torchrun --standalone --nproc-per-node=2 train.py ...
@@ -42,7 +43,7 @@ from history import (
     History,
     describe,
     go_on,
-    left_by_restart,
+    left_behind,
     print_epoch,
     print_header,
     report,
@@ -117,7 +118,8 @@ def train(args, resumed, device, world=ALONE):
     if args.find_lr:
         return suggest_rates(training, loader, device, args, files)
 
-    resumed = resumed or left_by_restart(files, run)
+    if not args.dry_run:
+        resumed = resumed or left_behind(files, run, args.is_continued)
     history = go_on(resumed, run, training) if resumed else History(images.chooser)
     finished = (len(history.rows), run["made_with"]["sha256"])
     if len(set(world.gather([finished]))) > 1:
@@ -237,7 +239,7 @@ def train_epochs(args, training, loader, images, history, run, files, device, wo
                 raise UserError(
                     f"the {split} loss became {tested['loss']} in epoch {epoch}"
                 )
-            # Without held-out images no figure of the test images may change the rates.
+            # Without held-out images no metric of the test images may change the rates.
             training.end_epoch(tested["loss"] if args.val_size else trained["loss"])
             row = {"epoch": epoch, "lr": lr}
             row |= {f"train_{name}": value for name, value in trained.items()}
@@ -258,7 +260,7 @@ def train_epochs(args, training, loader, images, history, run, files, device, wo
 
 
 def train_one_epoch(training, loader, epoch, device, world=ALONE):
-    """One pass over the batches; returns the figures on the augmented images.
+    """One pass over the batches; returns the metrics on the augmented images.
 
     They are read off the device at the end, so that it need not wait in between, and are
     those of all processes. Raises UserError where a loss was not finite.

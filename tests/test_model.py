@@ -12,6 +12,7 @@ from test_rules import edit
 from torch import nn
 
 import model
+import summary
 from layers import (
     KINDS,
     NORMS,
@@ -388,3 +389,32 @@ def test_a_class_may_call_view():
         pytest.fail(str(error))
     finally:
         del ARCHS["flat"]
+
+
+@pytest.mark.parametrize("arch", ["small", "own"])
+def test_network_is_drawn_with_every_map_and_receptive_field(call, monkeypatch, arch):
+    """All that the printed table says of them is in the picture."""
+    drawn = []
+    monkeypatch.setattr(
+        summary, "save_figure", lambda figure, path: drawn.append((figure, path))
+    )
+    status, output, _ = call(model.main, "--arch", arch, "--plot", "net.png")
+    assert status == (1 if "FAIL" in output else 0)
+    ((figure, path),) = drawn
+    assert path == "net.png"
+    maps, fields = figure.axes
+    rows = [line.split() for line in output.split("parameters, ")[0].splitlines()[1:-1]]
+    names = [label.get_text() for label in fields.get_xticklabels()]
+    assert names == [row[0] for row in rows]
+    heights = [round(bar.get_height()) for bar in fields.patches]
+    assert heights == [int(row[-2]) for row in rows]
+    sizes = [text.get_text() for text in maps.texts]
+    for row in rows:
+        channels, _, size = row[-8].partition("x")
+        assert f"{size or '1x1'}\n{channels} channels" in sizes
+
+
+def test_picture_of_a_network_is_written(call, tmp_path):
+    _, output, _ = call(model.main, "--arch", "small", "--plot")
+    assert "Picture: results/network.png" in output
+    assert (tmp_path / "results" / "network.png").read_bytes()[1:4] == b"PNG"

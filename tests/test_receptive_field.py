@@ -271,7 +271,7 @@ def test_global_average_pooling_in_other_words(pool):
     net = nn.Sequential(Steps(pool), nn.Linear(4, 10))
     nodes = trace(net)
     rules = {rule.text: rule for rule in checklist(net, nodes)}
-    assert rules["receptive field over 44"].figure == "3"
+    assert rules["receptive field over 44"].value == "3"
     assert rules["GAP, then 1x1 or linear"].passed
     assert nodes[-1].receptive_field == 31
 
@@ -286,8 +286,8 @@ def test_a_map_of_one_unit_enters_global_average_pooling_too():
         nn.Linear(4, 10),
     )
     rules = {rule.text: rule for rule in checklist(net, trace(net))}
-    assert rules["receptive field over 44"].figure == "35"  # 3 + 2 * 16
-    assert rules["GAP, then 1x1 or linear"].figure == "2, 4"
+    assert rules["receptive field over 44"].value == "35"  # 3 + 2 * 16
+    assert rules["GAP, then 1x1 or linear"].value == "2, 4"
 
 
 class Ends(nn.Module):
@@ -307,7 +307,7 @@ class Ends(nn.Module):
 
 def test_the_rule_is_of_what_enters_global_average_pooling():
     net = Ends()
-    rules = {rule.text: rule.figure for rule in checklist(net, trace(net))}
+    rules = {rule.text: rule.value for rule in checklist(net, trace(net))}
     assert rules["receptive field over 44"] == "7"
 
 
@@ -357,7 +357,7 @@ def test_what_is_not_known_says_why_and_stops_nothing(function, reason):
     assert reason in nodes[-1].unknown
     rules = checklist(net, nodes)
     assert rules[1].passed is None
-    assert rules[1].figure.startswith("unknown: ")
+    assert rules[1].value.startswith("unknown: ")
 
 
 def test_writing_into_a_part_makes_the_whole_unknown():

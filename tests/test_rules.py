@@ -178,7 +178,7 @@ def test_accuracy_is_a_rule_where_it_is_known():
     for accuracy, is_enough in ((0.85, True), (0.8499, False)):
         rule = checklist(net, nodes, accuracy, "mnist")[-1]
         assert rule.text == "test accuracy of 85 %"
-        assert rule.figure == f"{accuracy:.2%} on mnist"
+        assert rule.value == f"{accuracy:.2%} on mnist"
         assert rule.passed is is_enough
 
 

@@ -265,6 +265,31 @@ def test_resume_is_exact(trained, stopped):
     assert_same_training(trained, stopped)
 
 
+def test_continue_begins_goes_on_and_ends(trained, tmp_path):
+    """The same command, three times: interrupted, continued, and finished already."""
+    folder = tmp_path / "continued"
+    options = [*SMALL, *THREE, "--continue"]
+    assert train_here(folder, *options, stop_in=3) == 130
+    assert load_checkpoint(folder / "last.pt")["epoch"] == 2
+    assert train_here(folder, *options) == 0
+    assert_same_training(trained, folder)
+    assert train_here(folder, *options) == 0
+    assert_same_training(trained, folder)
+
+
+def test_continue_refuses_another_training(stopped, monkeypatch):
+    options = [*SMALL, "-j", "0", "--continue", "--epochs"]
+    before = (stopped / "last.pt").read_bytes()
+    with pytest.raises(UserError, match=r"another training \(epochs 3 and not 4\)"):
+        train_here(stopped, *options, 4)
+    rows = ARCHS["small"]
+    edited = [rows[0]._replace(channels=24), *rows[1:]]
+    monkeypatch.setitem(ARCHS, "small", edited)
+    with pytest.raises(UserError, match="its table was edited"):
+        train_here(stopped, *options, 3)
+    assert (stopped / "last.pt").read_bytes() == before
+
+
 def test_resume_after_the_table_has_gone(trained, stopped, monkeypatch):
     """A student renames it: the checkpoint holds it whole."""
     monkeypatch.delitem(ARCHS, "small")

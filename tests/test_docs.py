@@ -1,0 +1,126 @@
+"""What the texts promise: their links lead somewhere, and their commands are understood."""
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, draw_class, run_script
+from PIL import Image
+
+sys.path.insert(0, str(ROOT / "tools"))
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)]+)\)")
+CODE = re.compile(r"`([^`\n]+)`")
+SCRIPTS = {path.stem for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")]}
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE)
+
+
+def name_of(path):
+    """A path as the texts name it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(params=TEXTS, ids=name_of)
+def text(request):
+    """One of the texts, as its path."""
+    return request.param
+
+
+def test_links_lead_to_a_file(text):
+    prose = re.sub(r"(?s)```.*?```", "", text.read_text(encoding="utf-8"))
+    for target in LINK.findall(prose):
+        if target.startswith(("https://", "#")):
+            continue
+        path, _, _ = target.partition("#")
+        assert (text.parent / path).exists(), f"{name_of(text)}: {target}"
+
+
+def test_files_of_the_project_that_are_named_exist(text):
+    for code in CODE.findall(text.read_text(encoding="utf-8")):
+        if re.fullmatch(r"\w+\.py", code):
+            assert code.removesuffix(".py") in SCRIPTS, f"{name_of(text)}: {code}"
+        elif re.fullmatch(r"(docs|tools|tests|pretrained)/[\w./]*", code):
+            assert (ROOT / code).exists(), f"{name_of(text)}: {code}"
+
+
+def commands_of(path):
+    """The commands of a text, as lists of words."""
+    content = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"(?m)^(?:    |\$ |!)?((?:python|make|torchrun) .+)", content)
+    for code in CODE.findall(content):
+        if re.match(r"(python|make|torchrun) ", code):
+            lines.append(code)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def options_of():
+    """Gives what the --help of a script shows, by the script's path."""
+    shown = {}
+
+    def options_of(script):
+        if script == "tools/published.py":  # which takes those of train.py
+            script = "train.py"
+        if script not in shown:
+            name = Path(script).stem
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+                importlib.import_module(name).main(["--help"])
+            shown[script] = set(re.findall(r"(?<!\w)--?\w[\w-]*", output.getvalue()))
+        return shown[script]
+
+    return options_of
+
+
+def test_commands_are_those_of_the_scripts(text, options_of):
+    for words in commands_of(text):
+        command = f"{name_of(text)}: {' '.join(words)}"
+        script = "train.py"
+        if words[0] == "make":
+            assert words[1].strip(".,:") in TARGETS, command
+            # All targets that are given options here pass them on to train.py.
+            options = " ".join(words[2:]).removeprefix("ARGS=").split()
+        else:
+            while not words[0].endswith(".py"):  # torchrun's own options
+                words.pop(0)
+            script, *options = words
+            assert (ROOT / script).exists(), command
+        for option in options:
+            if option.startswith("-"):
+                name, _, _ = option.partition("=")
+                assert name in options_of(script), f"{command}: {name}"
+
+
+EXECUTED = re.compile(r"<!-- executed by the tests -->\n+```\n(.+?)```", re.DOTALL)
+
+
+@pytest.mark.slow
+def test_commands_for_own_images_run(tmp_path):
+    """Exactly as the README has them, beside a copy of the scripts."""
+    (block,) = EXECUTED.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, tmp_path)
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 10)):
+        for label, name in enumerate(["cat", "dog"]):
+            folder = tmp_path / "my-images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                image = Image.fromarray(draw_class(label, generator))
+                image.resize((60, 45)).save(folder / f"{number}.jpg")
+    image.save(tmp_path / "cat.jpg")
+    shutil.copytree(tmp_path / "my-images" / "test" / "dog", tmp_path / "folder")
+    commands = re.findall(r"^python (.+)$", block, re.MULTILINE)
+    assert commands
+    for command in commands:
+        result = run_script(tmp_path, *shlex.split(command, comments=True))
+        assert result.returncode == 0, f"{command}: {result.stderr}"
+    assert re.search(r"^cat\.jpg .+%", result.stdout, re.MULTILINE)

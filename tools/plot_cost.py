@@ -1,0 +1,83 @@
+"""Draw accuracy against multiply-adds spent, beside the best published solution's own log.
+
+    python tools/plot_cost.py results/NAME ... --out docs/cost.png
+
+Each folder is one that `python train.py --name NAME` left. The log is that of
+Sagar063/week7_ERAV4_CIFAR_10_Model_Experiments (results/dilated_model/train_log.csv), which
+trained on the original files of CIFAR-10.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from published import PublishedNet
+
+from compare import read_run
+from graph import record
+from model import Net
+from plots import save_figure
+from rules import GOAL
+from utils import Parser, check_writable, run
+
+IMAGES = 50_000  # in an epoch
+LOG = ROOT / "docs" / "published_log.csv"
+
+
+def multiply_adds(net):
+    """The multiply-adds of one image's forward pass, as they are computed."""
+    return sum(node.macs for node in record(net, is_skipping=True))
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("folders", nargs="+", type=Path, help="folders of trainings")
+    add("--out", type=Path, default="results/cost.png", help="the picture")
+    args = parser.parse_args(argv)
+    check_writable(args.out)
+
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for folder in args.folders:
+        training = read_run(folder)
+        config = json.loads((folder / "run.json").read_text())["net"]
+        plot(axes, training.accuracies, Net(**config), f"{config['arch']}, JPEG q75")
+    with open(LOG, newline="") as file:
+        published = [float(row["accuracy"]) for row in csv.DictReader(file)]
+    label = "published by Sagar063, original files"
+    plot(axes, published, PublishedNet(classes=10), label)
+
+    goal = f"{GOAL:.0%} of the assignment"
+    axes.axhline(100 * GOAL, color="grey", linestyle="--", label=goal)
+    axes.set(
+        title="Test accuracy against the multiply-adds spent",
+        xlabel="multiply-adds of all forward passes so far, in trillions (1e12)",
+        ylabel="test accuracy (%)",
+        xscale="log",
+        ylim=(70, None),
+    )
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(loc="upper left", fontsize="small")
+    save_figure(figure, args.out)
+    print(f"Picture: {args.out}")
+
+
+def plot(axes, accuracies, net, label):
+    """Draw a training's accuracy by the multiply-adds of its epochs so far."""
+    cost = multiply_adds(net) * IMAGES
+    spent = [cost * epoch / 1e12 for epoch in range(1, len(accuracies) + 1)]
+    values = [100 * accuracy for accuracy in accuracies]
+    label = f"{label}: {values[-1]:.1f} % after {len(values)} epochs"
+    axes.plot(spent, values, marker=".", label=label)
+
+
+if __name__ == "__main__":
+    run(main)
