@@ -25,7 +25,7 @@ train: .venv/ready
 	$(BIN)/python tools/train_or_demo.py $(ARGS)
 
 quick: .venv/ready
-	$(BIN)/python train.py --epochs 15 --name quick $(ARGS)
+	$(BIN)/python train.py --epochs 14 --name quick $(ARGS)
 
 record: .venv/ready
 	$(BIN)/python train.py --arch record --epochs 80 --move 0.5 --hole 0.5 --name record --continue $(ARGS)
