@@ -4,6 +4,7 @@ import contextlib
 import csv
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -265,16 +266,23 @@ def test_resume_is_exact(trained, stopped):
     assert_same_training(trained, stopped)
 
 
-def test_continue_begins_goes_on_and_ends(trained, tmp_path):
+def test_continue_begins_goes_on_and_ends(trained, tmp_path, capsys):
     """The same command, three times: interrupted, continued, and finished already."""
     folder = tmp_path / "continued"
     options = [*SMALL, *THREE, "--continue"]
     assert train_here(folder, *options, stop_in=3) == 130
-    assert load_checkpoint(folder / "last.pt")["epoch"] == 2
+    assert epochs_in(capsys.readouterr().out) == ["1/3", "2/3"]
     assert train_here(folder, *options) == 0
+    assert epochs_in(capsys.readouterr().out) == ["3/3"]
     assert_same_training(trained, folder)
     assert train_here(folder, *options) == 0
+    assert epochs_in(capsys.readouterr().out) == []
     assert_same_training(trained, folder)
+
+
+def epochs_in(output):
+    """The epochs that were trained, as a training prints them."""
+    return re.findall(r"^epoch (\S+)", output, re.MULTILINE)
 
 
 def test_continue_refuses_another_training(stopped, monkeypatch):
