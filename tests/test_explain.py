@@ -14,10 +14,13 @@ from torch import nn
 import compare
 import dataset
 import evaluate
+import gradcam
 import lr_finder
+import plots
 import train
 from checkpoint import load_checkpoint
 from gradcam import grad_cam, overlay
+from history import History
 
 QUICK = [
     "--dataset",
@@ -207,3 +210,71 @@ def test_data_set_is_shown(call):
     assert ["3", str((labels == 3).sum().item()), "37"] in rows
     for name in ("samples", "steps"):
         assert np.asarray(Image.open(f"results/{name}.png")).std() > 0
+
+
+def test_the_most_confident_come_first():
+    confidence = torch.tensor([0.9, 0.5, 0.8, 0.7])
+    mask = torch.tensor([True, True, False, True])
+    assert plots.most_confident(confidence, mask, 2).tolist() == [0, 3]
+    assert plots.most_confident(confidence, ~mask, 5).tolist() == [2]
+
+
+def test_evidence_is_of_two_right_answers_and_four_mistakes(
+    trained, tmp_path, monkeypatch
+):
+    """Each has its image, and maps for the class predicted and for another one."""
+    drawn = []
+    monkeypatch.setattr(gradcam, "plot_images", lambda *plot: drawn.append(plot))
+    images, labels, classes = dataset.load("digits", None, False)
+    net = evaluate.restore(load_checkpoint(tmp_path / "results" / "b" / "best.pt"))
+    cpu = torch.device("cpu")
+    probabilities = evaluate.predict(net, images, cpu, torch.float32).softmax(1)
+    gradcam.plot_evidence(net, images, labels, probabilities, classes, "evidence.png")
+    ((cells, titles, columns, path, _),) = drawn
+    assert (len(cells), len(titles), columns, path) == (18, 18, 6, "evidence.png")
+    for number in range(6):
+        title, first, second = titles[3 * number : 3 * number + 3]
+        actual, guess = title.split("\n→ ")
+        guess = guess.split()[0]
+        assert (actual == guess) == (number < 2)
+        assert first == f"evidence for\n{guess}"
+        assert second != first
+        if number >= 2:
+            assert second == f"evidence for\n{actual}"
+
+
+def test_curves_show_all_but_the_first_epochs(monkeypatch):
+    """An outlier at the start leaves the axes; the goal and every later value stay."""
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: drawn.append(figure))
+    rows = []
+    for epoch in range(1, 21):
+        accuracy = 0.1 if epoch == 1 else 0.7 + 0.005 * epoch
+        row = {
+            "epoch": epoch,
+            "train_loss": 2 - 0.05 * epoch,
+            "train_accuracy": accuracy,
+        }
+        rows.append(row | {"test_loss": 1 - 0.02 * epoch, "test_accuracy": accuracy})
+    plots.plot_curves(History("test", rows), "a title", 0.1, 0.85, "curves.png")
+    (figure,) = drawn
+    assert figure.get_suptitle() == "a title"
+    loss, accuracy = figure.axes
+    low, high = accuracy.get_ylim()
+    assert 10 < low < 72.5
+    assert high > 85
+    labels = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert "train (augmented images, label smoothing 0.1)" in labels
+
+
+def test_confusion_matrix_shows_mistakes_in_colour_and_shares(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: drawn.append(figure))
+    matrix = np.array([[90, 10], [5, 15]])
+    plots.plot_confusion(matrix, ["cat", "dog"], "matrix.png")
+    axes = drawn[0].axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["cat  90.0%", "dog  75.0%"]
+    assert sorted(text.get_text() for text in axes.texts) == ["10", "15", "5", "90"]
+    assert axes.images[0].get_clim() == (0, 10)  # the right answers do not scale it
+    assert matrix[0, 0] == 90  # and are not changed
