@@ -42,10 +42,14 @@ class Conv(nn.Conv2d):
     Of its own output it computes every `step`-th row and column, where the next layer
     reads no others. `is_thinned` says that the layer before did so with its input. See
     `skip_unread`; what is computed is the same either way.
+
+    Where it `is_mirrored`, its weight holds the first half of its kernels, and the others
+    are their mirror images. See `mirror_kernels`.
     """
 
     step = 1
     is_thinned = False
+    is_mirrored = False
 
     def __init__(
         self, channels, out_channels, kernel, stride, padding, dilation, groups=1
@@ -68,9 +72,13 @@ class Conv(nn.Conv2d):
             return 1, padding // stride, max(1, dilation // stride)
         return stride, padding, dilation
 
+    def kernels(self):
+        """All kernels of the layer: (channels out, channels in, rows, columns)."""
+        return with_mirror_images(self.weight) if self.is_mirrored else self.weight
+
     def forward(self, x):
         window = self.window(self.is_thinned)
-        return F.conv2d(x, self.weight, None, *window, self.groups)
+        return F.conv2d(x, self.kernels(), None, *window, self.groups)
 
 
 class Depthwise(Conv):
@@ -91,12 +99,26 @@ class Depthwise(Conv):
         window = self.window(is_thinned=self.is_thinned or every > 1)
         dilation = window[-1]
         if dilation == 1 or x.device.type != "cpu":
-            return F.conv2d(x, self.weight, None, *window, self.groups)
+            return F.conv2d(x, self.kernels(), None, *window, self.groups)
         # In bfloat16 its weights' gradients are wrong on CPUs that have such instructions,
         # up to infinite, where the map stays over 28 pixels wide (seen in torch 2.14.1).
         with torch.autocast("cpu", enabled=False):
             x = x.to(self.weight.dtype)
-            return F.conv2d(x, self.weight, None, *window, self.groups)
+            return F.conv2d(x, self.kernels(), None, *window, self.groups)
+
+
+def with_mirror_images(kernels):
+    """Kernels (N, C, rows, columns), followed by their mirror images: (2N, C, ...).
+
+    The mirror image of an image then gives the mirror image of the map, with its two halves
+    exchanged. A kernel that reads such a map has to exchange its halves too; the three
+    channels of an image and the one of a depthwise kernel are no pairs.
+    """
+    images = kernels.flip(3)
+    channels = kernels.shape[1]
+    if channels % 2 == 0:
+        images = images.roll(channels // 2, 1)
+    return torch.cat([kernels, images])
 
 
 def every_nth(x, n):
@@ -175,7 +197,7 @@ def separable(row, channels):
     layer.depthwise = Depthwise(
         channels, row.kernel, row.stride, row.padding, row.dilation
     )
-    layer.pointwise = nn.Conv2d(channels, row.channels, 1, bias=False)
+    layer.pointwise = Conv(channels, row.channels, 1, 1, 0, 1)
     return layer
 
 
@@ -222,6 +244,23 @@ def make_layer(row, channels, norm, dropout, is_last):
     shortcut.conv = Conv(channels, row.channels, 1, row.stride, 0, 1)
     shortcut.norm = NORMS[norm](row.channels)
     return Residual(layer, shortcut)
+
+
+def mirror_kernels(layer):
+    """Let half of the kernels of a row be the mirror images of the other half.
+
+    An image and its mirror image show the same thing, so that a network needs most of its
+    kernels in both forms. Learned once for the two, they take half the parameters. It is
+    group convolution by reflections: Cohen, Welling, "Group Equivariant Convolutional
+    Networks", ICML 2016. Here it is not exact: normalisation has a weight for each channel,
+    and of an even number of pixels a stride of 2 reads others from the left than from the
+    right. An odd number of kernels stays as it is.
+    """
+    for module in layer.modules():
+        if isinstance(module, Conv) and len(module.weight) % 2 == 0:
+            half = module.weight[: len(module.weight) // 2]
+            module.weight = nn.Parameter(half.detach().clone())
+            module.is_mirrored = True
 
 
 def skip_unread(layers):

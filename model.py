@@ -20,6 +20,7 @@ from layers import (
     NORMS,
     Row,
     make_layer,
+    mirror_kernels,
     size_after,
     skip_unread,
 )
@@ -36,14 +37,14 @@ ARCHS = {
     # ones; most of the weights at 8x8, where an image costs little.
     "default": [
         #   name      channels k  s  d  p  kind
-        Row("c1.conv",    32,  3, 1, 1, 1, "plain"),
-        Row("c1.down",    64,  3, 2, 2, 2, "plain"),      # 32x32 -> 16x16
-        Row("c2.conv",    64,  3, 1, 1, 1, "residual"),
-        Row("c2.down",    64,  3, 2, 2, 2, "plain"),      # 16x16 -> 8x8
-        Row("c3.conv",    64,  3, 1, 1, 1, "residual"),
-        Row("c3.conv2",   64,  3, 1, 1, 1, "residual"),
-        Row("c3.down",    40,  3, 1, 2, 1, "plain"),      # 8x8 -> 6x6
-        Row("c4.conv",   112,  3, 1, 1, 1, "separable"),
+        Row("c1.conv",    48,  3, 1, 1, 1, "plain"),
+        Row("c1.down",    88,  3, 2, 2, 2, "plain"),      # 32x32 -> 16x16
+        Row("c2.conv",    88,  3, 1, 1, 1, "residual"),
+        Row("c2.down",    88,  3, 2, 2, 2, "plain"),      # 16x16 -> 8x8
+        Row("c3.conv",    88,  3, 1, 1, 1, "residual"),
+        Row("c3.conv2",   88,  3, 1, 1, 1, "residual"),
+        Row("c3.down",    64,  3, 1, 2, 1, "plain"),      # 8x8 -> 6x6
+        Row("c4.conv",   160,  3, 1, 1, 1, "separable"),
         Row("o.gap",       0,  0, 0, 0, 0, "gap"),
         Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
     ],
@@ -96,6 +97,9 @@ DOWNSAMPLE = {
     },
 }
 # fmt: on
+# --kernels: half of each layer's are the mirror images of the other half, or all are free.
+KERNELS = ("mirrored", "free")
+FREE = ("record", "reference")  # the tables that want all their kernels free by default
 DROPOUT = {"reference": 0.05}  # the tables that want another default than 0
 
 
@@ -105,7 +109,7 @@ class TableNet(nn.Module):
     Raises ValueError, naming the row, where a row makes no layer for 32x32 images.
     """
 
-    def __init__(self, rows, classes, norm, dropout):
+    def __init__(self, rows, classes, norm, dropout, kernels="free"):
         super().__init__()
         channels, size, layers = 3, SIDE, []
         for row in rows:
@@ -119,6 +123,8 @@ class TableNet(nn.Module):
             if not hasattr(self, block):
                 self.add_module(block, nn.Sequential())
             layer = make_layer(row, channels, norm, dropout, is_last)
+            if kernels == "mirrored" and not is_last:
+                mirror_kernels(layer)
             self.get_submodule(block).add_module(name, layer)
             layers.append(layer)
             if row.kind not in KEEPS_CHANNELS:
@@ -141,7 +147,7 @@ class Net(nn.Module):
     as plain types; `Net(**config)` is the same network.
     """
 
-    def __init__(self, arch, rows, classes, norm, dropout, mean, std):
+    def __init__(self, arch, rows, classes, norm, dropout, mean, std, kernels="free"):
         super().__init__()
         self.config = {
             "arch": arch,
@@ -151,6 +157,7 @@ class Net(nn.Module):
             "dropout": dropout,
             "mean": list(mean),
             "std": list(std),
+            "kernels": kernels,
         }
         for name, values in (("mean", mean), ("std", std)):
             values = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
@@ -161,7 +168,7 @@ class Net(nn.Module):
             self.layout = torch.contiguous_format
         else:
             rows = [Row(*row) for row in rows]
-            self.body = TableNet(rows, classes, norm, dropout)
+            self.body = TableNet(rows, classes, norm, dropout, kernels)
             self.layout = torch.channels_last  # the faster one, on CPUs as on GPUs
             self.to(memory_format=self.layout)
 
@@ -207,19 +214,31 @@ def try_out(net):
     return scores, ran[-1] if ran else None
 
 
-def build(arch, downsample, norm, dropout, classes=10, mean=(0.0,) * 3, std=(1.0,) * 3):
-    """The `Net` of these names; `dropout` None is the table's or the class's own.
+def build(
+    arch,
+    downsample,
+    norm,
+    dropout,
+    classes=10,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    kernels=None,
+):
+    """The `Net` of these names; for `dropout` and `kernels` None is the table's own.
 
     Raises UserError where it makes no network for 32x32 images.
     """
     if callable(ARCHS[arch]):
-        check_options(arch, downsample, norm, dropout)
-        rows = None
+        check_options(arch, downsample, norm, dropout, kernels)
+        rows, kernels = None, "free"
     else:
         rows = table(arch, downsample)
-        dropout = DROPOUT.get(arch, 0.0) if dropout is None else dropout
+        if dropout is None:
+            dropout = DROPOUT.get(arch, 0.0)
+        if kernels is None:
+            kernels = "free" if arch in FREE else "mirrored"
     try:
-        net = Net(arch, rows, classes, norm, dropout, mean, std)
+        net = Net(arch, rows, classes, norm, dropout, mean, std, kernels)
         scores, _ = try_out(net)
     except Exception as error:  # noqa: BLE001 - of any type, by what the class does
         place = "" if rows else f" ({line_of(error)})"
@@ -232,11 +251,13 @@ def build(arch, downsample, norm, dropout, classes=10, mean=(0.0,) * 3, std=(1.0
     return net
 
 
-def check_options(arch, downsample, norm, dropout):
+def check_options(arch, downsample, norm, dropout, kernels):
     """Raise UserError for an option that a class of one's own would not heed."""
     named = inspect.signature(ARCHS[arch]).parameters
     if downsample != "dilated":
         raise UserError(f"--downsample changes rows of a table; '{arch}' is none")
+    if kernels == "mirrored":
+        raise UserError(f"--kernels mirrored is for tables; '{arch}' is none")
     if norm != "batch" and "norm" not in named:
         raise UserError(f"'{arch}' takes no norm: leave out --norm")
     if dropout is not None and "dropout" not in named:
@@ -326,7 +347,8 @@ def title_of(config, downsample):
     """A network in words, by its `Net.config`."""
     if config["rows"] is None:
         return f"{config['arch']}, a class"
-    return f"{config['arch']}, {downsample}, {config['norm']} norm"
+    kernels = config.get("kernels", "free")  # checkpoints of older versions have none
+    return f"{config['arch']}, {downsample}, {config['norm']} norm, {kernels} kernels"
 
 
 def add_network_options(parser):
@@ -336,6 +358,12 @@ def add_network_options(parser):
     add("--arch", choices=ARCHS, default="default", help="a table or class of model.py")
     add("--downsample", choices=DOWNSAMPLE, default="dilated", help="how maps shrink")
     add("--norm", choices=NORMS, default="batch", help="normalisation")
+    add(
+        "--kernels",
+        choices=KERNELS,
+        help="mirrored: half of each layer's kernels are the mirror images of the others; "
+        "free: none are (default: mirrored, but for record, reference and classes)",
+    )
     add(
         "--dropout",
         type=probability,
@@ -356,7 +384,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.plot:
         check_writable(args.plot)
-    net = build(args.arch, args.downsample, args.norm, args.dropout)
+    choice = (args.arch, args.downsample, args.norm, args.dropout)
+    net = build(*choice, kernels=args.kernels)
     nodes = trace(net)
     lines = summarise(net, nodes)
     total = sum(weight.numel() for weight in net.parameters())

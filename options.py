@@ -11,7 +11,7 @@ from model import add_network_options
 from optim import DEFAULTS, SCHEDULES
 from utils import Parser, UserError, is_text, number
 
-NETWORK = ("arch", "downsample", "norm", "dropout")
+NETWORK = ("arch", "downsample", "norm", "dropout", "kernels")
 # Options of where and how far to train, not of what; a checkpoint does not keep them.
 NOT_KEPT = {
     "device", "dry_run", "find_lr", "is_continued", "resume", "seeds", "workers",
@@ -51,7 +51,7 @@ def make_parser(description):
     add_network_options(parser)
 
     add = parser.add_argument_group("recipe").add_argument
-    add("--epochs", type=positive, default=23, help="passes over the images")
+    add("--epochs", type=positive, default=14, help="passes over the images")
     add("-b", "--batch-size", type=positive, default=256, help="images per step")
     add(
         "--optimizer",

@@ -190,7 +190,8 @@ def make_network(args, resumed, images, device, world):
         net = start_from(load_checkpoint(args.init), images.classes)
     else:
         choice = (args.arch, args.downsample, args.norm, args.dropout)
-        net = build(*choice, len(images.classes), images.mean, images.std)
+        data = (len(images.classes), images.mean, images.std)
+        net = build(*choice, *data, args.kernels)
     _, head = try_out(net)
     if args.freeze:
         if head is None:

@@ -26,6 +26,7 @@ from layers import (
 from model import (
     ARCHS,
     DOWNSAMPLE,
+    KERNELS,
     Net,
     Row,
     TableNet,
@@ -38,10 +39,11 @@ from utils import UserError
 
 
 @pytest.mark.parametrize(
-    ("downsample", "norm"), list(itertools.product(DOWNSAMPLE, NORMS))
+    ("downsample", "norm", "kernels"),
+    list(itertools.product(DOWNSAMPLE, NORMS, KERNELS)),
 )
-def test_every_combination_makes_a_network(downsample, norm):
-    net = build("small", downsample, norm, None, classes=7)
+def test_every_combination_makes_a_network(downsample, norm, kernels):
+    net = build("small", downsample, norm, None, classes=7, kernels=kernels)
     assert net.eval()(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 7)
 
 
@@ -132,12 +134,13 @@ def assert_skipping_changes_nothing(net):
     return sum(module.step > 1 for module in net.modules() if isinstance(module, Conv))
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("downsample", DOWNSAMPLE)
 @pytest.mark.parametrize("arch", [name for name in ARCHS if not callable(ARCHS[name])])
-def test_outputs_that_are_never_read_are_not_computed(arch, downsample, norm):
-    rows = table(arch, downsample)
-    skipping = assert_skipping_changes_nothing(TableNet(rows, 10, norm, 0.0))
+def test_outputs_that_are_never_read_are_not_computed(arch, downsample, norm, kernels):
+    net = TableNet(table(arch, downsample), 10, norm, 0.0, kernels)
+    skipping = assert_skipping_changes_nothing(net)
     if arch == "small":
         # The layers before c1.down and c2.down; other norms look at the whole map.
         expected = 2 if (downsample, norm) == ("dilated", "batch") else 0
@@ -209,6 +212,45 @@ def test_in_training_statistics_are_those_of_the_outputs_that_are_read():
     assert torch.allclose(net.c1.conv.norm.running_mean, mean, atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_mirrored_kernels_see_mirror_images_alike(norm):
+    """The channels of a mirrored image are those of the image, with halves exchanged.
+
+    Without strides this is exact, as long as the norms' own weights are all alike.
+    """
+    features = []
+    for kernels in KERNELS:
+        net = TableNet(table("small", "stride-free"), 10, norm, 0.0, kernels)
+        net.o.conv = nn.Identity()
+        x = torch.randn(2, 3, 32, 32, dtype=torch.double)
+        with torch.no_grad():
+            ours, theirs = (net.double().eval()(image) for image in (x, x.flip(3)))
+        is_equal = torch.allclose(theirs, ours.roll(ours.shape[1] // 2, 1))
+        features.append((kernels, is_equal, ours.std() > 1e-6))
+    assert features == [("mirrored", True, True), ("free", False, True)]
+
+
+def test_mirrored_kernels_are_learned_once_for_two():
+    def sizes(kernels):
+        net = build("small", "dilated", "batch", None, kernels=kernels)
+        parameters = net.named_parameters()
+        return {name: weight.numel() for name, weight in parameters}
+
+    free = sizes("free")
+    for name, size in sizes("mirrored").items():
+        is_kernel = ".norm." not in name and not name.startswith("body.o.")
+        assert free[name] == (2 * size if is_kernel else size)
+
+
+def test_which_networks_have_mirrored_kernels(fails):
+    def kernels(arch):
+        return build(arch, "dilated", "batch", None).config["kernels"]
+
+    assert kernels("default") == kernels("small") == "mirrored"
+    assert kernels("reference") == kernels("own") == "free"
+    assert "for tables" in fails(model.main, "--arch", "own", "--kernels", "mirrored")
+
+
 def test_every_convolution_but_the_last_has_norm_relu_and_dropout():
     net = build("small", "dilated", "batch", 0.3)
     layers = [module for module in net.modules() if hasattr(module, "relu")]
@@ -257,7 +299,8 @@ def test_residual_rows(monkeypatch):
     shrinking = net.body.c2.down
     shortcut = shrinking.shortcut.conv
     assert (shortcut.kernel_size, shortcut.stride) == ((1, 1), (2, 2))
-    by_hand = shrinking.shortcut.norm(F.conv2d(x[:, :, ::2, ::2], shortcut.weight))
+    kernels = shortcut.kernels()
+    by_hand = shrinking.shortcut.norm(F.conv2d(x[:, :, ::2, ::2], kernels))
     assert torch.allclose(shrinking(x), by_hand + shrinking.body(x), atol=1e-5)
     assert isinstance(net.body.c2.se, SqueezeExcitation)
 

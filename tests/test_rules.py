@@ -12,7 +12,7 @@ from rules import checklist
 # The one rule that an edit of the small table breaks, and the rows it changes.
 EDITS = {
     "no max pooling": {"c3.down": [..., Row("c3.pool", 0, 2, 1, 1, 0, "maxpool")]},
-    "under 200,000 parameters": {"c4.conv": {"channels": 8000}},
+    "under 200,000 parameters": {"c4.conv": {"channels": 16000}},
     "receptive field over 44": {
         name: {"stride": 1, "padding": 0} for name in ("c1.down", "c2.down", "c3.down")
     },

@@ -112,7 +112,8 @@ class OurLoop:
     ):
         args, _ = options.parse_arguments(["--arch", arch])
         self.device, self.dtype = device, pick_precision(device, amp)
-        net = build(arch, args.downsample, args.norm, args.dropout, 10, MEAN, STD)
+        choice = (args.arch, args.downsample, args.norm, args.dropout)
+        net = build(*choice, 10, MEAN, STD, args.kernels)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         net = in_layout(net, layout).to(device)
         _, head = try_out(net)
