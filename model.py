@@ -144,7 +144,8 @@ class Net(nn.Module):
     `mean` and `std` are those of the training pixels, 0 to 1, one value per channel:
     normalising is part of the network, so that it is never forgotten or done twice.
     `rows` is the table, or None where ARCHS[arch] is a class. `config` keeps all arguments
-    as plain types; `Net(**config)` is the same network.
+    as plain types; `Net(**config)` is the same network. Checkpoints of older versions name
+    no `kernels`: theirs are free.
     """
 
     def __init__(self, arch, rows, classes, norm, dropout, mean, std, kernels="free"):
@@ -347,7 +348,7 @@ def title_of(config, downsample):
     """A network in words, by its `Net.config`."""
     if config["rows"] is None:
         return f"{config['arch']}, a class"
-    kernels = config.get("kernels", "free")  # checkpoints of older versions have none
+    kernels = config.get("kernels", "free")
     return f"{config['arch']}, {downsample}, {config['norm']} norm, {kernels} kernels"
 
 
