@@ -249,7 +249,7 @@ def plot_steps(images, transform, path):
             image = step(image=image, force_apply=True)["image"]
             cells.append(image)
     titles = names + [""] * (len(cells) - len(names))  # above the first row alone
-    heading = "The augmentation, one step after another, each of them forced"
+    heading = "The augmentation, one step after another, each always applied"
     plot_images(cells, titles, len(names), path, heading)
 
 

@@ -86,5 +86,8 @@ def plot_evidence(net, images, labels, probabilities, classes, path):
         titles.append(f"{classes[label]}\n→ {classes[guess]} {share:.0%}")
         titles.append(f"evidence for\n{classes[guess]}")
         titles.append(f"evidence for\n{classes[other]}")
-    heading = "Grad-CAM, each map scaled to its own maximum: actual → predicted"
+    heading = (
+        "Grad-CAM of right answers, then mistakes: actual → predicted; "
+        "each map scaled to its own maximum"
+    )
     plot_images(cells, titles, 6, path, heading)

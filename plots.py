@@ -44,8 +44,8 @@ def plot_curves(history, title, smoothing, goal, path):
     for column in rows[-1]:
         if column.startswith(f"{split}_"):
             names.append(column.removeprefix(f"{split}_"))
-    width = 5.5 * len(names)  # inches
-    figure = Figure(figsize=(width, 4.4), layout="constrained")
+    width = 4.5 * len(names)  # inches
+    figure = Figure(figsize=(width, 4), layout="constrained")
     figure.suptitle(title)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         is_loss = name.endswith("loss")
@@ -65,7 +65,7 @@ def plot_curves(history, title, smoothing, goal, path):
             label = f"best epoch, {best['epoch']}: {value:.2f}{unit}"
             axes.plot(best["epoch"], value, "k*", markersize=12, label=label)
         if name == "accuracy":
-            label = f"{goal:.0%} of the assignment"
+            label = f"{100 * goal:.0f} % of the assignment"
             axes.axhline(100 * goal, color="grey", linestyle="--", label=label)
         axes.set(xlabel="epoch", ylabel=name if is_loss else f"{name} (%)")
         axes.set_ylim(*what_matters(axes.get_lines(), is_loss))

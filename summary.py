@@ -1,12 +1,13 @@
 """A network layer by layer: as a table, and as a picture."""
 
+import math
 from itertools import groupby
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 from plots import save_figure
-from rules import is_depthwise, name_of
+from rules import AVERAGES, is_depthwise, name_of
 
 
 class Line(NamedTuple):
@@ -143,6 +144,8 @@ def plot_network(lines, title, goal, path):
 
 def drawn_kind(line):
     """The kind of a layer, its kernel, and its stride and dilation where they are not 1."""
+    if line.kind in AVERAGES and math.prod(line.shape[1:]) == 1:
+        return "global\naverage\npooling"
     words = [line.kind.replace(" + ", "\n+ "), times(line.kernel)]
     if line.stride > 1:
         words.append(f"stride {line.stride}")

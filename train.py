@@ -300,7 +300,10 @@ def finish(args, history, title, images, files, device, dtype):
         print("nothing was written")
     if not history.rows or not files.are_written:
         return status
-    title = f"{title}: {args.dataset}, {args.optimizer}, seed {args.seed}"
+    shown = args.dataset
+    if args.dataset == "folder":
+        shown = Path(args.data_dir).resolve().name
+    title = f"{title}: {shown}, {args.optimizer}, seed {args.seed}"
     report(history, files, title, args.label_smoothing)
     if args.val_size:
         chosen = place(restore(load_checkpoint(files.best)), device)

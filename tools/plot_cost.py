@@ -54,7 +54,7 @@ def main(argv=None):
     label = "published by Sagar063, original files"
     plot(axes, published, PublishedNet(classes=10), label)
 
-    goal = f"{GOAL:.0%} of the assignment"
+    goal = f"{100 * GOAL:.0f} % of the assignment"
     axes.axhline(100 * GOAL, color="grey", linestyle="--", label=goal)
     axes.set(
         title="Test accuracy against the multiply-adds spent",
@@ -75,7 +75,7 @@ def plot(axes, accuracies, net, label):
     cost = multiply_adds(net) * IMAGES
     spent = [cost * epoch / 1e12 for epoch in range(1, len(accuracies) + 1)]
     values = [100 * accuracy for accuracy in accuracies]
-    label = f"{label}: {values[-1]:.1f} % after {len(values)} epochs"
+    label = f"{label}: {values[-1]:.2f} % after {len(values)} epochs"
     axes.plot(spent, values, marker=".", label=label)
 
 
