@@ -36,9 +36,10 @@ def save_checkpoint(path, checkpoint):
     write_file(path, buffer.getvalue())
 
 
-def load_checkpoint(path):
+def load_checkpoint(path, named_by="--ckpt"):
     """What `save_checkpoint` wrote, on the CPU; UserError for any other file.
 
+    `named_by` is the option that says which one to read, for the errors.
     Nothing but plain types and tensors is unpickled (`weights_only`), and what is there
     is of the types it should be, texts printable, weights finite.
     """
@@ -51,13 +52,13 @@ def load_checkpoint(path):
         checkpoint = torch.load(data, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(
-            f"no checkpoint {path}: 'make train' makes one, --ckpt names one"
+            f"no checkpoint {path}: 'make train' makes one, {named_by} names one"
         )
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}")
     except Exception:  # noqa: BLE001 - of many types, by what is broken
         raise UserError(
-            f"{path} is damaged or no checkpoint: train again, or --ckpt FILE"
+            f"{path} is damaged or no checkpoint: train again, or {named_by} FILE"
         )
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version: train it again")
@@ -78,6 +79,12 @@ def check_contents(checkpoint, path):
     for name, weight in checkpoint["weights"].items():
         if not isinstance(weight, torch.Tensor) or not weight.isfinite().all():
             raise UserError(f"{path} is damaged: {name} is not finite")
+
+
+def check_resumable(checkpoint, path):
+    """Raise UserError for a checkpoint that a training cannot go on from."""
+    if not isinstance(checkpoint.get("resume"), dict):
+        raise UserError(f"{path} cannot be resumed, only a last.pt can")
 
 
 def restore(checkpoint):

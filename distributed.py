@@ -95,9 +95,9 @@ def join(device):
     backend = "nccl" if device.type == "cuda" else "gloo"
     # torchrun keeps its store when it restarts: without a prefix the new processes may
     # find the addresses of the dead there.
-    store, *ranks = next(dist.rendezvous("env://"))
+    store, rank, size = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    world = World(*ranks)
+    world = World(rank, size)
     # One may wait for all of another's trainings; of one that dies torchrun knows.
     settings = {
         "rank": world.rank,

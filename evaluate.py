@@ -21,7 +21,7 @@ from dataset import DATASETS, load, read_image
 from distributed import ALONE
 from gradcam import grad_cam, overlay, plot_evidence
 from machine import (
-    add_machine_options,
+    add_device_options,
     keep_freed_memory,
     pick_device,
     pick_precision,
@@ -31,6 +31,8 @@ from model import title_of, trace
 from plots import plot_confusion, plot_images, plot_mistakes, show
 from rules import checklist, print_checklist
 from utils import Parser, UserError, check_writable, printable, run, write_json
+
+PICTURED = 60  # images of --images at most: each takes memory, and all must be readable
 
 
 @torch.inference_mode()
@@ -69,19 +71,23 @@ def find_images(paths):
     """The image files of the paths, a folder standing for those in it."""
     files = []
     for path in map(Path, paths):
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        files += [
-            file
-            for file in inside
-            if file == path or has_file_allowed_extension(file.name, IMG_EXTENSIONS)
-        ]
+        if not path.is_dir():
+            files.append(path)
+            continue
+        try:
+            inside = sorted(path.iterdir())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}")
+        for file in inside:
+            if has_file_allowed_extension(file.name, IMG_EXTENSIONS):
+                files.append(file)
     if not files:
         raise UserError(f"no images in {', '.join(map(str, paths))}")
     return files
 
 
 def classify(net, paths, classes, device, dtype, mirror, picture):
-    """Print the three likeliest classes of each image file, and picture why.
+    """Print the three likeliest classes of each image file; of the first, picture why.
 
     Returns a list of {"file", "classes"}, or {"file", "error"} for one that is broken.
     """
@@ -103,17 +109,24 @@ def classify(net, paths, classes, device, dtype, mirror, picture):
             result["classes"] = {}
             for share, number in zip(shares, numbers):
                 result["classes"][classes[number]] = share
-        first = likeliest.indices[:, 0]
-        maps = overlay(images, grad_cam(net, images, first))
-        cells = torch.stack([images, maps], 1).flatten(0, 1)
-        titles = []
-        for result, number in zip(readable, first):
-            name = printable(Path(result["file"]).name[:12])
-            titles += [name, f"evidence for\n{classes[number]}"]
-        heading = "Grad-CAM, each map scaled to its own maximum"
-        plot_images(cells, titles, 6, picture, heading)
     print_classified(results)
+    if readable:
+        shown = slice(PICTURED)
+        predicted = likeliest.indices[shown, 0]
+        names = [Path(result["file"]).name for result in readable[shown]]
+        plot_classified(net, images[shown], names, predicted, classes, picture)
     return results
+
+
+def plot_classified(net, images, names, predicted, classes, path):
+    """A picture of images, each beside the evidence for its predicted class."""
+    maps = overlay(images, grad_cam(net, images, predicted))
+    cells = torch.stack([images, maps], 1).flatten(0, 1)
+    titles = []
+    for name, number in zip(names, predicted):
+        titles += [printable(name[:12]), f"evidence for\n{classes[number]}"]
+    heading = "Grad-CAM, each map scaled to its own maximum"
+    plot_images(cells, titles, 6, path, heading)
 
 
 def print_classified(results):
@@ -135,13 +148,18 @@ def parse_arguments(argv):
         "--dataset", choices=DATASETS, help="kind of images (default: the checkpoint's)"
     )
     add("--data-dir", help="folder they are in (default: the checkpoint's)")
-    add("--images", nargs="+", metavar="PATH", help="classify these files and folders")
+    add(
+        "--images",
+        nargs="+",
+        metavar="PATH",
+        help=f"classify these files and folders, and picture the first {PICTURED}",
+    )
     add(
         "--tta", action="store_true", help="average over the image and its mirror image"
     )
     add("--out", default="results", help="folder of the pictures")
     add("--json", metavar="FILE", help="write the metrics there too")
-    add_machine_options(add)
+    add_device_options(add)
     return parser.parse_args(argv)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import distributed
 import utils
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import check_fit, check_resumable, load_checkpoint, save_checkpoint
 from dataset import digest
 from machine import provenance
 from options import kept_options
@@ -48,6 +48,7 @@ class Files:
         self.augmented = out / "augmented.png"
         self.range_test = out / "lr_finder.png"
         self.are_written = world.rank == 0 and not args.dry_run and not args.find_lr
+        self.best_weights = None  # those of best.pt
         if self.best == self.last:
             raise UserError("last.pt is the last epoch's: give --ckpt another name")
         if args.find_lr:
@@ -59,12 +60,12 @@ class Files:
     def save_epoch(self, run, history, training):
         """Save what the last epoch of the history left; `run` says what made it."""
         row = history.rows[-1]
-        result = {
-            "epoch": row["epoch"],
-            "accuracy": row[f"{history.split}_accuracy"],
-            "weights": training.ema.net.state_dict(),
-        }
+        weights = training.ema.net.state_dict()
+        # Copies, on the CPU, that further training leaves alone.
+        weights = {name: weight.cpu().clone() for name, weight in weights.items()}
+        result = result_of(row, history.split, weights)
         if history.best is row:
+            self.best_weights = weights
             save_checkpoint(self.best, run | result)
         utils.write_csv(self.history, history.rows)
         utils.write_json(self.run, run | {"seconds": history.seconds})
@@ -72,8 +73,25 @@ class Files:
         state = training.state_dict()
         state["history"] = history.rows
         state["seconds"] = history.seconds
+        state["best_weights"] = self.best_weights
         state["run_id"] = distributed.run_id()
         save_checkpoint(self.last, run | result | {"resume": state})
+
+    def restore_best(self, run, history, weights):
+        """Write best.pt from what a last.pt keeps of it, as they may have been parted."""
+        self.best_weights = weights
+        if self.are_written:
+            result = result_of(history.best, history.split, weights)
+            save_checkpoint(self.best, run | result)
+
+
+def result_of(row, split, weights):
+    """What a checkpoint holds of an epoch: `row` is that of the history."""
+    return {
+        "epoch": row["epoch"],
+        "accuracy": row[f"{split}_accuracy"],
+        "weights": weights,
+    }
 
 
 def describe(args, images, net, device, dtype, compiled, world):
@@ -108,12 +126,13 @@ def left_behind(files, run, is_continued):
     if not files.last.exists() or not (is_continued or distributed.is_restart()):
         return None
     checkpoint = load_checkpoint(files.last)
+    check_resumable(checkpoint, files.last)
     given, kept = dict(run["args"]), dict(checkpoint["args"])
     # The images may have moved: that they are the same is checked by their digest.
     given.pop("data_dir")
     kept.pop("data_dir", None)
     differing = differences(given, kept)
-    if run["net"]["rows"] != checkpoint["net"]["rows"]:
+    if run["net"]["rows"] != checkpoint["net"].get("rows"):
         differing.append("its table was edited")
     if is_continued and differing:
         raise UserError(
@@ -133,8 +152,8 @@ def differences(given, kept):
     return words
 
 
-def go_on(checkpoint, run, training):
-    """Put the training back to where a last.pt left it; returns its history."""
+def go_on(checkpoint, run, training, files):
+    """Put training and files back to where a last.pt left them; returns its history."""
     before, state = checkpoint["made_with"], checkpoint["resume"]
     if run["made_with"]["sha256"] != before.get("sha256"):
         raise UserError("the training images are not those of the training to resume")
@@ -145,9 +164,12 @@ def go_on(checkpoint, run, training):
             )
     try:
         training.load_state_dict(state, checkpoint["weights"])
-        return History(run["chosen_on"], state["history"], state["seconds"])
+        history = History(run["chosen_on"], state["history"], state["seconds"])
+        check_fit(training.ema.net, state["best_weights"])
+        files.restore_best(run, history, state["best_weights"])
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the state of the training is damaged: {error}")
+    return history
 
 
 def print_header(args, title, rules, made_with):

@@ -76,9 +76,13 @@ class Conv(nn.Conv2d):
         """All kernels of the layer: (channels out, channels in, rows, columns)."""
         return with_mirror_images(self.weight) if self.is_mirrored else self.weight
 
+    def convolve(self, x, is_thinned):
+        """The convolution of its whole input, or of the pixels it reads."""
+        stride, padding, dilation = self.window(is_thinned)
+        return F.conv2d(x, self.kernels(), None, stride, padding, dilation, self.groups)
+
     def forward(self, x):
-        window = self.window(self.is_thinned)
-        return F.conv2d(x, self.kernels(), None, *window, self.groups)
+        return self.convolve(x, self.is_thinned)
 
 
 class Depthwise(Conv):
@@ -94,17 +98,16 @@ class Depthwise(Conv):
 
     def forward(self, x):
         every = self.reads_one_in()
-        if not self.is_thinned and every > 1:
+        if every > 1 and not self.is_thinned:
             x = every_nth(x, every)
-        window = self.window(is_thinned=self.is_thinned or every > 1)
-        dilation = window[-1]
+        is_thinned = self.is_thinned or every > 1
+        _, _, dilation = self.window(is_thinned)
         if dilation == 1 or x.device.type != "cpu":
-            return F.conv2d(x, self.kernels(), None, *window, self.groups)
+            return self.convolve(x, is_thinned)
         # In bfloat16 its weights' gradients are wrong on CPUs that have such instructions,
         # up to infinite, where the map stays over 28 pixels wide (seen in torch 2.14.1).
         with torch.autocast("cpu", enabled=False):
-            x = x.to(self.weight.dtype)
-            return F.conv2d(x, self.kernels(), None, *window, self.groups)
+            return self.convolve(x.to(self.weight.dtype), is_thinned)
 
 
 def with_mirror_images(kernels):
@@ -331,8 +334,10 @@ def size_after(row, size):
         return 1
     if row.kind in WITHOUT_WINDOW:
         return size
-    if min(row.kernel, row.stride, row.dilation) < 1 or row.padding < 0:
+    if min(row.kernel, row.stride, row.dilation) < 1:
         raise ValueError(f"row {row.name}: kernel, stride, dilation must be 1 or more")
+    if row.padding < 0:
+        raise ValueError(f"row {row.name}: padding must be 0 or more")
     reach = row.dilation * (row.kernel - 1) + 1  # pixels from a kernel's end to end
     after = (size + 2 * row.padding - reach) // row.stride + 1
     if after < 1:

@@ -4,7 +4,7 @@ Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
 """
 
 import math
-from itertools import chain, repeat
+from itertools import count
 
 from matplotlib.figure import Figure
 
@@ -15,7 +15,7 @@ STEPS = 200
 FACTORS = 1e-3, 30  # of the learning rates given, from the first step to the last
 
 
-def find_lr(training, loader, device, path):
+def find_lr(training, loader, path):
     """Train while all learning rates grow exponentially; save a picture of the losses.
 
     It ends where the loss, smoothed, is twice its lowest. Returns the suggested factor
@@ -24,15 +24,14 @@ def find_lr(training, loader, device, path):
     rates = [optimizer.defaults["lr"] for optimizer in training.optimizers]
     training.schedules = []  # it is the ramp that sets the rates
     training.start_epoch()
-    batches = chain.from_iterable(repeat(loader))
     factors, losses, smooth = [], [], []
     average = 0.0
-    for step, (images, labels) in zip(range(STEPS), batches):
+    for step, (images, labels) in zip(range(STEPS), endless(loader)):
         factors.append(FACTORS[0] * (FACTORS[1] / FACTORS[0]) ** (step / (STEPS - 1)))
         for optimizer, rate in zip(training.optimizers, rates):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factors[-1]
-        loss, _ = training.step(images.to(device), labels.to(device))
+        loss, _ = training.step(images.to(training.device), labels.to(training.device))
         losses.append(loss.item())
         average = 0.95 * average + 0.05 * losses[-1]
         smooth.append(average / (1 - 0.95 ** (step + 1)))  # as if begun at the mean
@@ -46,7 +45,15 @@ def find_lr(training, loader, device, path):
     return factor
 
 
+def endless(loader):
+    """Batch after batch, epoch after epoch, each with its own order and augmentation."""
+    for epoch in count(1):
+        loader.sampler.epoch = epoch
+        yield from loader
+
+
 def plot(factors, losses, smooth, factor, rates, path):
+    """Draw the loss of each step, smoothed too, over the rates of the first optimizer."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     scale = [rates[0] * value for value in factors]

@@ -27,7 +27,7 @@ PRECISIONS = {
 }
 
 
-def add_machine_options(add):
+def add_device_options(add):
     """Add --device and --amp, by an argument group's `add_argument`."""
     add(
         "--device",
@@ -69,8 +69,9 @@ def pick_precision(device, amp):
     if device.type == "cuda":
         is_fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if is_fast else torch.float16
-    tell = getattr(torch.cpu, "get_capabilities", dict)  # before 2.14 PyTorch does not
-    units = tell() if device.type == "cpu" else {}
+    units = {}
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # since 2.14
+        units = torch.cpu.get_capabilities()
     is_fast = units.get("avx512_bf16") or units.get("amx_bf16")
     return torch.bfloat16 if is_fast else torch.float32
 
@@ -151,13 +152,13 @@ def provenance(device, dtype):
     }
 
 
-def compile_where_it_pays(training, choice, images, batch, world):
+def compile_where_it_pays(training, choice, image_count, batch, world):
     """Compile the network in place, so that its weights keep their names, if it pays.
 
-    `choice` is --compile, `images` the number of them in all epochs; `batch` is one of
-    them, to try the compiled network on. Returns whether it is compiled.
+    `choice` is --compile, `image_count` the number of images in all epochs; `batch` are the
+    images and labels to try the compiled network on. Returns whether it is compiled.
     """
-    is_worth_it = images >= COMPILE_FROM.get(training.device.type, math.inf)
+    is_worth_it = image_count >= COMPILE_FROM.get(training.device.type, math.inf)
     if choice == "off" or (choice == "auto" and not is_worth_it):
         return False
     print("compiling the network, which takes a while", flush=True)

@@ -111,7 +111,7 @@ class TableNet(nn.Module):
 
     def __init__(self, rows, classes, norm, dropout, kernels="free"):
         super().__init__()
-        channels, size, layers = 3, SIDE, []
+        channels, size, layers, blocks = 3, SIDE, [], []
         for row in rows:
             is_last = row is rows[-1]
             if row.channels == CLASSES:
@@ -122,6 +122,11 @@ class TableNet(nn.Module):
             block, _, name = row.name.partition(".")
             if not hasattr(self, block):
                 self.add_module(block, nn.Sequential())
+            elif block != blocks[-1]:  # they run block by block
+                raise ValueError(
+                    f"row {row.name}: the rows of {block} are not together"
+                )
+            blocks.append(block)
             layer = make_layer(row, channels, norm, dropout, is_last)
             if kernels == "mirrored" and not is_last:
                 mirror_kernels(layer)
@@ -385,8 +390,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.plot:
         check_writable(args.plot)
-    choice = (args.arch, args.downsample, args.norm, args.dropout)
-    net = build(*choice, kernels=args.kernels)
+    net = build(
+        arch=args.arch,
+        downsample=args.downsample,
+        norm=args.norm,
+        dropout=args.dropout,
+        kernels=args.kernels,
+    )
     nodes = trace(net)
     lines = summarise(net, nodes)
     total = sum(weight.numel() for weight in net.parameters())

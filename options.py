@@ -4,9 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from checkpoint import load_checkpoint
+from checkpoint import check_resumable, load_checkpoint
 from dataset import DATASETS, HOLE, MOVE
-from machine import add_machine_options
+from machine import add_device_options
 from model import add_network_options
 from optim import DEFAULTS, SCHEDULES
 from utils import Parser, UserError, is_text, number
@@ -21,9 +21,18 @@ NOT_KEPT = {
 def make_parser(description):
     """The parser of train.py."""
     parser = Parser(description=description)
-    natural, positive = number(int, 0), number(int, 1)
-    fraction, rate = number(float, 0, 1), number(float, 0)
+    add_data_options(parser)
+    add_network_options(parser)
+    add_recipe_options(parser)
+    add_start_options(parser)
+    add_machine_options(parser)
+    add_output_options(parser)
+    return parser
 
+
+def add_data_options(parser):
+    """Add the options of the images and their augmentation."""
+    natural, fraction = number(int, 0), number(float, 0, 1)
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=DATASETS, default="cifar10", help="kind of images")
     add("--data-dir", default="data", help="folder they are in, or are downloaded to")
@@ -38,7 +47,8 @@ def make_parser(description):
         "-j",
         "--workers",
         type=natural,
-        help="processes that augment (default: all cores but two, 8 at most)",
+        help="processes that augment (default: all cores but two, 8 at most; for a GPU two "
+        "at least)",
     )
     add(
         "--move",
@@ -48,8 +58,11 @@ def make_parser(description):
     )
     add("--hole", type=fraction, default=HOLE, help="fraction of images with a hole")
 
-    add_network_options(parser)
 
+def add_recipe_options(parser):
+    """Add the options of the optimizers, the schedule, the loss and the seeds."""
+    natural, positive = number(int, 0), number(int, 1)
+    fraction, rate = number(float, 0, 1), number(float, 0)
     add = parser.add_argument_group("recipe").add_argument
     add("--epochs", type=positive, default=14, help="passes over the images")
     add("-b", "--batch-size", type=positive, default=256, help="images per step")
@@ -127,6 +140,9 @@ def make_parser(description):
         metavar="N",
     )
 
+
+def add_start_options(parser):
+    """Add the options of what a training starts from, or goes on from."""
     add = parser.add_argument_group("start").add_argument
     add(
         "--init",
@@ -137,7 +153,7 @@ def make_parser(description):
     add(
         "--continue",
         action="store_true",
-        dest="is_continued",
+        dest="is_continued",  # `continue` is a word of Python
         help="go on where this command was interrupted; begin where it was not",
     )
     add(
@@ -146,8 +162,11 @@ def make_parser(description):
         help="go on after the last epoch of a last.pt, with its options",
     )
 
+
+def add_machine_options(parser):
+    """Add the options of where and how the training is computed."""
     add = parser.add_argument_group("machine").add_argument
-    add_machine_options(add)
+    add_device_options(add)
     add(
         "--compile",
         choices=["auto", "on", "off"],
@@ -157,13 +176,15 @@ def make_parser(description):
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
     add("--deterministic", action="store_true", help="same bits every time on CUDA too")
 
+
+def add_output_options(parser):
+    """Add the options of what is written, and where."""
     add = parser.add_argument_group("output").add_argument
     add("--ckpt", default="best.pt", help="checkpoint of the best epoch")
     add("--out", default="results", help="folder of the history and the pictures")
     add("--name", help="keep everything in results/NAME, in place of --ckpt and --out")
     add("--dry-run", action="store_true", help="try one batch and write nothing")
     add("--find-lr", action="store_true", help="suggest learning rates and do no more")
-    return parser
 
 
 def parse_arguments(argv, description=None):
@@ -176,13 +197,16 @@ def parse_arguments(argv, description=None):
     given = given_options(argv)
     checkpoint = None
     if args.resume is not None:
-        checkpoint = load_checkpoint(args.resume)
+        for name, option in (("is_continued", "--continue"), ("dry_run", "--dry-run")):
+            if name in given:
+                raise UserError(f"--resume and {option} do not go together: choose one")
+        checkpoint = load_checkpoint(args.resume, named_by="--resume")
         args = resumed_options(parser, checkpoint, given, args.resume)
     elif args.init is not None:
         for name in NETWORK:
             if name in given:
                 raise UserError(f"--init brings its own network: leave out --{name}")
-        take_network_of(load_checkpoint(args.init), args)
+        take_network_of(load_checkpoint(args.init, named_by="--init"), args)
     if args.seeds > 1 and (args.find_lr or args.resume):
         raise UserError(
             "--find-lr and --resume are for one training: leave out --seeds"
@@ -226,8 +250,7 @@ def resumed_options(parser, checkpoint, given, path):
                 "--resume goes on with the options of its training, whose schedule ends "
                 f"with its last epoch: leave out --{name.replace('_', '-')}, or train anew"
             )
-    if not isinstance(checkpoint.get("resume"), dict):
-        raise UserError(f"{path} cannot be resumed, only a last.pt can")
+    check_resumable(checkpoint, path)
     argv = []
     for name, value in (checkpoint["args"] | given).items():
         option = f"--{name.replace('_', '-')}"

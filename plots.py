@@ -166,5 +166,5 @@ def plot_confusion(matrix, classes, path):
     axes.set(xlabel="predicted", ylabel="actual, with the share that is right")
     axes.set_yticklabels(labels)
     axes.set_title("Confusion matrix: right answers in grey, mistakes in colour")
-    axes.tick_params("x", labelrotation=45, labelrotation_mode="xtick")
+    axes.set_xticklabels(classes, rotation=45, ha="right", rotation_mode="anchor")
     save_figure(figure, path)

@@ -36,7 +36,7 @@ class DataSet(NamedTuple):
 def from_torchvision(source, data_dir, train, remedy):
     """A data set of one of torchvision's classes, downloaded where it is missing.
 
-    torchvision checks the digests of what it reads. Raises NoImages, which ends in
+    Of CIFAR torchvision checks the digests of what it reads. Raises NoImages, which ends in
     `remedy`, where the data set is neither there, whole, nor to be downloaded.
     """
     try:

@@ -48,7 +48,7 @@ from history import (
     print_header,
     report,
 )
-from lr_finder import find_lr
+from lr_finder import STEPS, find_lr
 from machine import (
     compile_where_it_pays,
     is_out_of_memory,
@@ -63,7 +63,7 @@ from model import build, title_of, trace, try_out
 from options import parse_arguments
 from rules import checklist
 from training import Training
-from utils import UserError
+from utils import OwnError, UserError
 
 
 def main(argv=None):
@@ -79,7 +79,7 @@ def main(argv=None):
             status = train(args, resumed, device, world)
     except RuntimeError as error:
         if is_out_of_memory(error):
-            raise UserError(
+            raise OwnError(
                 f"{device} has too little memory: try a smaller --batch-size "
                 f"than {args.batch_size}"
             )
@@ -106,9 +106,9 @@ def train(args, resumed, device, world=ALONE):
 
     net, head = make_network(args, resumed, images, device, world)
     training = Training(net, head, args, args.epochs * len(loader), dtype, world)
-    rules = checklist(net, trace(net), dataset=args.dataset)
+    rules = checklist(net, trace(net))
     batch = data[0, world.share(range(args.batch_size))]
-    count = args.epochs * len(data)
+    count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
     compiled = compile_where_it_pays(training, args.compile, count, batch, world)
     run = describe(args, images, net, device, dtype, compiled, world)
     title = title_of(net.config, args.downsample)
@@ -116,20 +116,20 @@ def train(args, resumed, device, world=ALONE):
     warn_of_unused_gpu(device)
     warn_of_wrong_gradients(net, device, dtype)
     if args.find_lr:
-        return suggest_rates(training, loader, device, args, files)
+        return suggest_rates(training, loader, files)
 
     if not args.dry_run:
         resumed = resumed or left_behind(files, run, args.is_continued)
-    history = go_on(resumed, run, training) if resumed else History(images.chooser)
+    history = History(images.chooser)
+    if resumed:
+        history = go_on(resumed, run, training, files)
     finished = (len(history.rows), run["made_with"]["sha256"])
     if len(set(world.gather([finished]))) > 1:
         raise UserError("the processes do not see the same images and last.pt")
     if files.are_written:
         plot_steps(data.images, data.transform, files.augmented)
-    history = train_epochs(
-        args, training, loader, images, history, run, files, device, world
-    )
-    return finish(args, history, title, images, files, device, dtype)
+    history = train_epochs(training, loader, images, history, run, files)
+    return finish(training, history, title, images, files)
 
 
 class Images(NamedTuple):
@@ -189,9 +189,16 @@ def make_network(args, resumed, images, device, world):
     elif args.init:
         net = start_from(load_checkpoint(args.init), images.classes)
     else:
-        choice = (args.arch, args.downsample, args.norm, args.dropout)
-        data = (len(images.classes), images.mean, images.std)
-        net = build(*choice, *data, args.kernels)
+        net = build(
+            arch=args.arch,
+            downsample=args.downsample,
+            norm=args.norm,
+            dropout=args.dropout,
+            classes=len(images.classes),
+            mean=images.mean,
+            std=images.std,
+            kernels=args.kernels,
+        )
     _, head = try_out(net)
     if args.freeze:
         if head is None:
@@ -207,9 +214,10 @@ def make_network(args, resumed, images, device, world):
     return place(net, device), head
 
 
-def suggest_rates(training, loader, device, args, files):
+def suggest_rates(training, loader, files):
     """The learning-rate range test in place of a training."""
-    factor = find_lr(training, loader, device, files.range_test)
+    args = training.args
+    factor = find_lr(training, loader, files.range_test)
     suggestion = f"suggested --lr {factor * args.lr:.2g}"
     if len(training.optimizers) > 1:
         suggestion += f" --muon-lr {factor * args.muon_lr:.2g}"
@@ -218,23 +226,25 @@ def suggest_rates(training, loader, device, args, files):
     return 0
 
 
-def train_epochs(args, training, loader, images, history, run, files, device, world):
+def train_epochs(training, loader, images, history, run, files):
     """Train epoch after epoch, each one saved; returns the history.
 
     Ctrl-C ends it before its time: the history then has fewer rows than there are epochs.
     """
-    split = images.chooser
+    args, world, split = training.args, training.world, images.chooser
+    pictures, labels = images.splits[split]
+    averaged = training.ema.net
     try:
         for epoch in range(len(history.rows) + 1, args.epochs + 1):
             start, lr = time.perf_counter(), training.lr
             # Dropout draws from torch's generator: for each epoch alone, as all else.
             seed = np.random.SeedSequence((args.seed, epoch, world.rank))
             torch.manual_seed(int(seed.generate_state(1)[0]))
-            trained = train_one_epoch(training, loader, epoch, device, world)
-            world.share_buffers(training.net, training.ema.net)
-            pictures, labels = images.splits[split]
-            averaged = training.ema.net
-            scores = predict(averaged, pictures, device, training.dtype, world=world)
+            trained = train_one_epoch(training, loader, epoch)
+            world.share_buffers(training.net, averaged)
+            scores = predict(
+                averaged, pictures, training.device, training.dtype, world=world
+            )
             tested = measure(scores, labels)
             if not math.isfinite(tested["loss"]):
                 raise UserError(
@@ -260,12 +270,13 @@ def train_epochs(args, training, loader, images, history, run, files, device, wo
     return history
 
 
-def train_one_epoch(training, loader, epoch, device, world=ALONE):
+def train_one_epoch(training, loader, epoch):
     """One pass over the batches; returns the metrics on the augmented images.
 
     They are read off the device at the end, so that it need not wait in between, and are
     those of all processes. Raises UserError where a loss was not finite.
     """
+    device, world = training.device, training.world
     training.start_epoch()
     loader.sampler.epoch = epoch
     batches = utils.progress(loader, f"epoch {epoch}")
@@ -284,8 +295,9 @@ def train_one_epoch(training, loader, epoch, device, world=ALONE):
             batches.set_postfix_str(f"loss {loss.item():.3f}, {accuracy}")
     losses = world.sum(torch.stack(losses)).cpu() / world.size
     right = world.sum(right).item()
-    if not losses.isfinite().all():
-        batch = losses.isfinite().int().argmin()
+    broken = (~losses.isfinite()).nonzero()
+    if len(broken) > 0:
+        batch = broken[0].item()
         raise UserError(
             f"the loss became {losses[batch]} in epoch {epoch}, batch {batch + 1}, at "
             f"learning rate {rates[batch]:.4g}: try a lower --lr"
@@ -293,10 +305,11 @@ def train_one_epoch(training, loader, epoch, device, world=ALONE):
     return {"loss": losses.mean().item(), "accuracy": right / (seen * world.size)}
 
 
-def finish(args, history, title, images, files, device, dtype):
+def finish(training, history, title, images, files):
     """Report what the training reached; returns the exit status, 130 after Ctrl-C."""
+    args = training.args
     status = 0 if len(history.rows) == args.epochs else 130
-    if not history.rows or args.dry_run:
+    if args.dry_run:
         print("nothing was written")
     if not history.rows or not files.are_written:
         return status
@@ -306,9 +319,10 @@ def finish(args, history, title, images, files, device, dtype):
     title = f"{title}: {shown}, {args.optimizer}, seed {args.seed}"
     report(history, files, title, args.label_smoothing)
     if args.val_size:
-        chosen = place(restore(load_checkpoint(files.best)), device)
+        chosen = place(restore(load_checkpoint(files.best)), training.device)
         pictures, labels = images.splits["test"]
-        accuracy = measure(predict(chosen, pictures, device, dtype), labels)["accuracy"]
+        scores = predict(chosen, pictures, training.device, training.dtype)
+        accuracy = measure(scores, labels)["accuracy"]
         print(
             f"test accuracy of the best epoch, seen by nothing before: {accuracy:.2%}"
         )
@@ -320,6 +334,10 @@ def train_seeds(args, device, world):
     out = Path(args.out)
     seeds = range(args.seed, args.seed + args.seeds)
     status, trouble = 0, None
+    # Every process reads the images for itself, but only one may download them.
+    world.first_on_its_node(
+        lambda: load_splits(args.dataset, args.data_dir, args.val_size)
+    )
     for seed in world.share(seeds):
         folder = out / f"seed-{seed}"
         changes = {"seed": seed, "seeds": 1, "name": None}

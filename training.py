@@ -67,7 +67,7 @@ class Training:
     """
 
     def __init__(self, net, head, args, steps, dtype, world=ALONE):
-        self.net, self.args, self.dtype = net, args, dtype
+        self.net, self.args, self.dtype, self.world = net, args, dtype, world
         self.device = next(net.parameters()).device
         # With equal parts of the batch, the mean of the processes' gradients is its own.
         self.forward = DistributedDataParallel(net) if world.size > 1 else net
@@ -159,6 +159,10 @@ class Training:
         }
 
     def load_state_dict(self, state, averaged_weights):
+        """Go back to what `state_dict` returned, and to the averaged weights of then.
+
+        Where they do not fit, whatever PyTorch raises: from LookupError to ValueError.
+        """
         self.net.load_state_dict(state["net"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

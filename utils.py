@@ -18,11 +18,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+PROJECT = Path(__file__).parent
 NEEDED = 20_000_000  # bytes of disk for a training's files, twice what they come to
 
 
 class UserError(Exception):
     """Something the user can put right: what is wrong, and what to do about it."""
+
+
+class OwnError(UserError):
+    """A `UserError` that one of several processes meets alone, so that it prints it."""
 
 
 def run(main):
@@ -38,16 +43,17 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except UserError as error:
-        complain(f"{Path(sys.argv[0]).name}: error: {error}")
+        message = f"{Path(sys.argv[0]).name}: error: {error}"
+        complain(message, in_any_process=isinstance(error, OwnError))
         sys.exit(2)
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
 
 
-def complain(message):
+def complain(message, in_any_process=False):
     """Print one line on stderr; of the processes torchrun started, one per node does."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if in_any_process or os.environ.get("LOCAL_RANK", "0") == "0":
         print(printable(" ".join(message.split())), file=sys.stderr)
 
 
@@ -65,8 +71,10 @@ def line_of(error):
     """Where in the project's own code an error comes from, as "file.py, line 12"."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
-        if "site-packages" not in frame.filename and os.path.exists(frame.filename):
-            return f"{Path(frame.filename).name}, line {frame.lineno}"
+        file = Path(frame.filename)
+        is_installed = "site-packages" in file.parts  # into .venv, which is in PROJECT
+        if PROJECT in file.parents and not is_installed:
+            return f"{file.name}, line {frame.lineno}"
     return "in a library"
 
 
@@ -185,6 +193,7 @@ def write_csv(path, rows):
 
 
 def write_json(path, content):
+    """Write plain types as an indented JSON file, as `write_file` does."""
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())
 
 

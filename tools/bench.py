@@ -31,7 +31,7 @@ from dataset import SIDE, AugmentedImages, augmentation, training_loader
 from distributed import ALONE
 from layers import Depthwise
 from machine import (
-    add_machine_options,
+    add_device_options,
     compile_where_it_pays,
     pick_device,
     pick_precision,
@@ -135,7 +135,7 @@ class OurLoop:
             self.training.step(*self.batch)
 
     def epoch(self):
-        train.train_one_epoch(self.training, self.loader, 1, self.device)
+        train.train_one_epoch(self.training, self.loader, 1)
 
 
 def seconds(*functions, rounds=3):
@@ -210,7 +210,7 @@ def bench_steps(data, device, precision):
 
 def main(argv=None):
     parser = utils.Parser(description=__doc__.splitlines()[0])
-    add_machine_options(parser.add_argument)
+    add_device_options(parser.add_argument)
     args = parser.parse_args(argv)
     device = pick_device(args.device)
     labels = torch.randint(10, (COUNT,))
