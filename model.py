@@ -120,13 +120,13 @@ class TableNet(nn.Module):
             if size > 4 * SIDE:  # of a damaged file, say: it would take all memory
                 raise ValueError(f"row {row.name}: a map of {size}x{size} is too large")
             block, _, name = row.name.partition(".")
-            if not hasattr(self, block):
+            if block not in blocks:
                 self.add_module(block, nn.Sequential())
-            elif block != blocks[-1]:  # they run block by block
+                blocks.append(block)
+            elif block != blocks[-1]:  # `forward` runs block by block
                 raise ValueError(
-                    f"row {row.name}: the rows of {block} are not together"
+                    f"row {row.name}: the rows of {block} must follow one another"
                 )
-            blocks.append(block)
             layer = make_layer(row, channels, norm, dropout, is_last)
             if kernels == "mirrored" and not is_last:
                 mirror_kernels(layer)

@@ -565,6 +565,14 @@ def test_make_train_without_network_shows_the_demonstration(monkeypatch, call):
     assert "on the 360 images of digits" in output
 
 
+def test_seeds_without_network_show_the_demonstration_too(monkeypatch, call):
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    monkeypatch.setattr(demo, "main", lambda _: 0)
+    status, output, _ = call(train_or_demo.main, "--seeds", 2)
+    assert status == 0
+    assert output.count("NOT TRAINED: no intact CIFAR10 in data") == 2
+
+
 def test_make_train_hides_no_other_error(fails):
     assert "no images in" in fails(train_or_demo.main, "--dataset", "folder")
 

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,6 +146,38 @@ def test_own_images(trained, call, fails, tmp_path):
     assert "no images in" in fails(evaluate.main, *options, "--images", "own")
 
 
+def test_of_many_own_images_the_first_are_pictured(
+    trained, call, monkeypatch, tmp_path
+):
+    images, _, _ = dataset.load("digits", None, False)
+    for number, image in enumerate(images[:3]):
+        Image.fromarray(image.numpy()).save(tmp_path / f"{number}.png")
+    drawn = []
+    monkeypatch.setattr(evaluate, "PICTURED", 2)
+    monkeypatch.setattr(evaluate, "plot_images", lambda *given: drawn.append(given))
+    files = ["2.png", "0.png", "1.png"]
+    status, output, _ = call(
+        evaluate.main, "--ckpt", "results/a/best.pt", "--images", *files
+    )
+    assert status == 0
+    assert [line.split()[0] for line in output.splitlines()] == files
+    ((cells, titles, *_),) = drawn
+    assert torch.equal(cells[0], images[2])
+    assert torch.equal(cells[2], images[0])
+    assert titles[0::2] == ["2.png", "0.png"]
+    assert len(cells) == len(titles) == 4
+
+
+def test_folder_of_images_that_cannot_be_read(trained, fails, monkeypatch, tmp_path):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    errors = fails(evaluate.main, "--ckpt", "results/a/best.pt", "--images", "own")
+    assert "cannot read own: Permission denied" in errors
+
+
 def test_mirror_images_are_averaged(trained, call):
     images, _, _ = dataset.load("digits", None, False)
     net = evaluate.restore(load_checkpoint("results/a/best.pt"))
@@ -191,6 +225,19 @@ def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):
     assert 0.003 < suggested < 3
     files = [file.name for file in tmp_path.rglob("*") if file.is_file()]
     assert files == ["lr_finder.png"]
+
+
+def test_find_lr_draws_anew_when_the_images_begin_again():
+    class Loader(list):
+        sampler = SimpleNamespace(epoch=None)
+
+    loader = Loader("ab")
+    seen = []
+    for batch in lr_finder.endless(loader):
+        seen.append((loader.sampler.epoch, batch))
+        if len(seen) == 5:
+            break
+    assert seen == [(1, "a"), (1, "b"), (2, "a"), (2, "b"), (3, "a")]
 
 
 def test_name_must_name_a_folder(fails):

@@ -244,6 +244,7 @@ def test_gpu_that_is_not_used_is_said(monkeypatch, capsys, listed, cuda, warning
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize(
     "error",
     [
@@ -252,7 +253,10 @@ def test_gpu_that_is_not_used_is_said(monkeypatch, capsys, listed, cuda, warning
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
     ],
 )
-def test_too_little_memory(fails, monkeypatch, error):
+def test_too_little_memory(fails, monkeypatch, error, rank):
+    """Said by whichever process meets it, as the others do not."""
+    monkeypatch.setenv("LOCAL_RANK", rank)
+
     def step(*_):
         raise error
 

@@ -314,6 +314,7 @@ def test_residual_rows(monkeypatch):
         ({"c2.conv": {"padding": 0}}, "c2.conv: a residual row"),
         ({"c3.conv": {"kernel": 99}}, "c3.conv: a kernel that reaches over 99"),
         ({"c1.conv": {"name": "c1"}}, "makes no network"),
+        ({"c3.conv": {"name": "c1.more"}}, "the rows of c1 must follow one another"),
         ({"c1.conv": {"name": "training.conv"}}, "makes no network"),
         ({"c2.down": {"name": "c2.shrink"}}, "changes row c2.down"),
     ],

@@ -266,6 +266,31 @@ def test_resume_is_exact(trained, stopped):
     assert_same_training(trained, stopped)
 
 
+def test_resume_of_a_moved_last_pt_brings_the_best_epoch(interrupted, tmp_path):
+    """Also where no later epoch is better: then best.pt is not written anew."""
+    checkpoint = load_checkpoint(interrupted / "last.pt")
+    history = checkpoint["resume"]["history"]
+    history[0]["val_accuracy"] = 1.0
+    weights = {name: weight + 1 for name, weight in checkpoint["weights"].items()}
+    checkpoint["resume"]["best_weights"] = weights
+    (tmp_path / "moved").mkdir()
+    save_checkpoint(tmp_path / "moved" / "last.pt", checkpoint)
+    resume(tmp_path / "moved")
+    best = load_checkpoint(tmp_path / "moved" / "best.pt")
+    assert (best["epoch"], best["accuracy"]) == (1, 1.0)
+    assert same_weights(best["weights"], weights)
+    last = load_checkpoint(tmp_path / "moved" / "last.pt")
+    assert last["epoch"] == 3
+    assert same_weights(last["resume"]["best_weights"], weights)
+
+
+def same_weights(one, other):
+    """Whether two state dicts are equal, bit for bit."""
+    if one.keys() != other.keys():
+        return False
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_continue_begins_goes_on_and_ends(trained, tmp_path, capsys):
     """The same command, three times: interrupted, continued, and finished already."""
     folder = tmp_path / "continued"
@@ -283,6 +308,12 @@ def test_continue_begins_goes_on_and_ends(trained, tmp_path, capsys):
 def epochs_in(output):
     """The epochs that were trained, as a training prints them."""
     return re.findall(r"^epoch (\S+)", output, re.MULTILINE)
+
+
+def test_continue_refuses_what_cannot_be_resumed(interrupted, tmp_path, fails):
+    shutil.copy(interrupted / "best.pt", tmp_path / "last.pt")
+    errors = fails(train.main, *SMALL, *THREE, "--continue")
+    assert "last.pt cannot be resumed, only a last.pt can" in errors
 
 
 def test_continue_refuses_another_training(stopped, monkeypatch):
@@ -441,7 +472,12 @@ def test_resume_takes_no_other_recipe(trained, fails):
     assert "--lr" in fails(train.main, *last, "--lr", "0.3")
     best = ["--resume", trained / "best.pt"]
     assert "only a last.pt can" in fails(train.main, *best)
-    assert "no checkpoint" in fails(train.main, "--resume", "nothing.pt")
+    errors = fails(train.main, "--resume", "nothing.pt")
+    assert "no checkpoint nothing.pt" in errors
+    assert "--resume names one" in errors
+    for option in ("--continue", "--dry-run"):
+        errors = fails(train.main, *last, option)
+        assert f"--resume and {option} do not go together" in errors
 
 
 def test_resume_wants_the_same_images(tmp_path, image_folder, call, fails):
