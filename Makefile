@@ -70,4 +70,4 @@ lint: .venv/ready
 	$(BIN)/python -c "open('.venv/ready', 'w').close()"
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache __pycache__ tests/__pycache__ tools/__pycache__
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis __pycache__ tests/__pycache__ tools/__pycache__

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from model import Net, trace
 from plots import save_figure
-from rules import GOAL, RECEPTIVE_FIELD, checklist
+from rules import GOAL, RECEPTIVE_FIELD, checklist, count_parameters
 from utils import Parser, UserError, check_writable, run
 
 PLACES = {"ckpt", "data_dir", "name", "out"}  # options that change no metric
@@ -73,7 +73,7 @@ def describe_network(config):
     except Exception:  # noqa: BLE001 - a class of one's own may have gone or changed
         return {"parameters": "?", "receptive field": "?", "mult-adds": "?"}
     nodes = trace(net)
-    parameters = sum(weight.numel() for weight in net.parameters())
+    parameters = count_parameters(net)
     field = "?"
     for rule in checklist(net, nodes):
         if rule.text == RECEPTIVE_FIELD and rule.passed is not None:

@@ -182,7 +182,7 @@ class Batches(Sampler):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.length)
         whole_batches = order[: len(self) * self.batch_size]
         for batch in whole_batches.reshape(len(self), self.batch_size):
-            yield self.epoch, self.world.share(batch.tolist())
+            yield self.epoch, self.world.shard(batch.tolist())
 
 
 def training_loader(images, batch_size, seed, workers, device, world=ALONE):

@@ -22,7 +22,7 @@ class World(NamedTuple):
     rank: int = 0
     size: int = 1
 
-    def share(self, items):
+    def shard(self, items):
         """What of a sequence falls to this process: every `size`-th item."""
         return items[self.rank :: self.size]
 
@@ -43,7 +43,7 @@ class World(NamedTuple):
             dist.all_reduce(tensor)
         return tensor
 
-    def share_buffers(self, *modules):
+    def broadcast_buffers(self, *modules):
         """Give every process the first one's buffers, such as running statistics."""
         if self.size > 1:
             for module in modules:

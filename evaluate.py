@@ -44,7 +44,7 @@ def predict(net, images, device, dtype, mirror=False, batch_size=200, world=ALON
     """
     net.eval()
     scores = []
-    for batch in world.share(images.permute(0, 3, 1, 2).split(batch_size)):
+    for batch in world.shard(images.permute(0, 3, 1, 2).split(batch_size)):
         batch = batch.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             result = net(batch).float()

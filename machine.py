@@ -165,7 +165,7 @@ def compile_where_it_pays(training, choice, image_count, batch, world):
     training.net.compile()
     trouble = None
     try:
-        training.rehearse(*batch)
+        training.warm_up(*batch)
     except Exception as error:  # noqa: BLE001 - of many types, by what is missing
         trouble = textwrap.shorten(str(error) or type(error).__name__, 200)
     troubles = [line for line in world.gather([trouble]) if line]

@@ -24,7 +24,7 @@ from layers import (
     size_after,
     skip_unread,
 )
-from rules import checklist, print_checklist
+from rules import checklist, count_parameters, print_checklist
 from summary import plot_network, print_summary, summarise
 from utils import Parser, UserError, check_writable, line_of, number, run
 
@@ -399,11 +399,11 @@ def main(argv=None):
     )
     nodes = trace(net)
     lines = summarise(net, nodes)
-    total = sum(weight.numel() for weight in net.parameters())
+    total = count_parameters(net)
     computed = sum(node.macs for node in record(net, is_skipping=True))
     print_summary(lines, total, computed)
     if args.plot:
-        plot_network(lines, title_of(net.config, args.downsample), 44, args.plot)
+        plot_network(lines, title_of(net.config, args.downsample), args.plot)
         print(f"Picture: {args.plot}")
     return 0 if print_checklist(checklist(net, nodes)) else 1
 

@@ -50,9 +50,9 @@ def plot_curves(history, title, smoothing, goal, path):
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         is_loss = name.endswith("loss")
         unit, scale = ("", 1) if is_loss else (" %", 100)
-        training = "train (augmented images)"
+        training = "train (augmented)"
         if is_loss and smoothing:
-            training = f"train (augmented images, label smoothing {smoothing:g})"
+            training = f"train (augmented, label smoothing {smoothing:g})"
         for part, label in (("train", training), (split, split)):
             column = f"{part}_{name}"
             points = [(row["epoch"], row[column]) for row in rows if column in row]

@@ -3,8 +3,10 @@
 from typing import NamedTuple
 
 GOAL = 0.85  # of the test images
-PARAMETERS = "under 200,000 parameters"
-RECEPTIVE_FIELD = "receptive field over 44"
+PARAMETER_LIMIT = 200_000
+FIELD_TO_EXCEED = 44  # pixels: the receptive field
+PARAMETERS = f"under {PARAMETER_LIMIT:,} parameters"
+RECEPTIVE_FIELD = f"receptive field over {FIELD_TO_EXCEED}"
 AVERAGES = ("mean", "avg_pool2d", "adaptive_avg_pool2d")
 
 
@@ -47,14 +49,22 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     ]
     if accuracy is not None:
         value = f"{accuracy:.2%} on {dataset}"
-        rules.append(Rule("test accuracy of 85 %", value, accuracy >= GOAL))
+        text = f"test accuracy of {100 * GOAL:.0f} %"
+        rules.append(Rule(text, value, accuracy >= GOAL))
     return rules
 
 
+def count_parameters(module):
+    """How many parameters there are in a network or a layer of it."""
+    return sum(weight.numel() for weight in module.parameters())
+
+
 def rule_on_parameters(net, output):
-    total = sum(weight.numel() for weight in net.parameters())
+    """That of the number of parameters, said with the number of classes."""
+    total = count_parameters(net)
     classes = output.shape[-1] if output.shape else "?"
-    return Rule(PARAMETERS, f"{total:,} with {classes} classes", total < 200_000)
+    value = f"{total:,} with {classes} classes"
+    return Rule(PARAMETERS, value, total < PARAMETER_LIMIT)
 
 
 def rule_on_receptive_field(output):
@@ -64,7 +74,7 @@ def rule_on_receptive_field(output):
         if node.unknown:
             return Rule(RECEPTIVE_FIELD, f"unknown: {node.unknown}", None)
     field = max((node.receptive_field for node in maps), default=1)
-    return Rule(RECEPTIVE_FIELD, f"{field}", field > 44)
+    return Rule(RECEPTIVE_FIELD, f"{field}", field > FIELD_TO_EXCEED)
 
 
 def walk_back(output):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from plots import save_figure
-from rules import AVERAGES, is_depthwise, name_of
+from rules import AVERAGES, FIELD_TO_EXCEED, count_parameters, is_depthwise, name_of
 
 
 class Line(NamedTuple):
@@ -30,25 +30,24 @@ def summarise(net, nodes):
 
     `nodes` are those of `model.trace`.
     """
+    modules = dict(net.named_modules())
     lines = []
     for name, members in groupby(nodes, key=lambda node: name_of(net, node)):
         members = list(members)
         if any(node.window for node in members):
-            lines.append(line_of_summary(net, name, members))
+            lines.append(line_of_summary(modules, name, members))
     return lines
 
 
-def line_of_summary(net, name, members):
-    """The `Line` of the nodes that run in one row or layer."""
+def line_of_summary(modules, name, members):
+    """The `Line` of the nodes that run in one row or layer; `modules` are all, by name."""
     windows = [node for node in members if node.window]
     main = max(windows, key=lambda node: (max(node.window.kernel), node.macs))
     last = members[-1]
     parameters = "?" if any(node.weight for node in members) else "0"
     for path in (f"body.{name}", name):
-        module = dict(net.named_modules()).get(path)
-        if module is not None:
-            total = sum(weight.numel() for weight in module.parameters())
-            parameters = f"{total:,}"
+        if path in modules:
+            parameters = f"{count_parameters(modules[path]):,}"
             break
     return Line(
         name=name,
@@ -106,11 +105,8 @@ def times(sizes):
     return "x".join(map(str, sizes))
 
 
-def plot_network(lines, title, goal, path):
-    """Draw the `Line`s of a network: each one's map, and below it its receptive field.
-
-    `goal` is the receptive field to exceed, in pixels.
-    """
+def plot_network(lines, title, path):
+    """Draw the `Line`s of a network: each one's map, and below it its receptive field."""
     width = max(6, 0.6 + 0.95 * len(lines))  # inches
     figure = Figure(figsize=(width, 5), layout="constrained")
     figure.suptitle(title)
@@ -131,8 +127,10 @@ def plot_network(lines, title, goal, path):
             fields.bar_label(bar, fontsize=9)
     maps.set(ylim=(-0.9 * largest, 1.1 * largest), yticks=[], ylabel="map")
     maps.tick_params("x", length=0)
-    label = f"to exceed: {goal}"
-    fields.axhline(goal, color="black", linestyle="--", linewidth=1, label=label)
+    label = f"to exceed: {FIELD_TO_EXCEED}"
+    fields.axhline(
+        FIELD_TO_EXCEED, color="black", linestyle="--", linewidth=1, label=label
+    )
     fields.set(ylabel="receptive field (pixels)")
     fields.set_xticks(range(len(lines)), [line.name for line in lines], fontsize=9)
     fields.margins(y=0.15)

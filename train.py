@@ -107,7 +107,7 @@ def train(args, resumed, device, world=ALONE):
     net, head = make_network(args, resumed, images, device, world)
     training = Training(net, head, args, args.epochs * len(loader), dtype, world)
     rules = checklist(net, trace(net))
-    batch = data[0, world.share(range(args.batch_size))]
+    batch = data[0, world.shard(range(args.batch_size))]
     count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
     compiled = compile_where_it_pays(training, args.compile, count, batch, world)
     run = describe(args, images, net, device, dtype, compiled, world)
@@ -240,21 +240,22 @@ def train_epochs(training, loader, images, history, run, files):
             # Dropout draws from torch's generator: for each epoch alone, as all else.
             seed = np.random.SeedSequence((args.seed, epoch, world.rank))
             torch.manual_seed(int(seed.generate_state(1)[0]))
-            trained = train_one_epoch(training, loader, epoch)
-            world.share_buffers(training.net, averaged)
+            train_metrics = train_one_epoch(training, loader, epoch)
+            world.broadcast_buffers(training.net, averaged)
             scores = predict(
                 averaged, pictures, training.device, training.dtype, world=world
             )
-            tested = measure(scores, labels)
-            if not math.isfinite(tested["loss"]):
+            eval_metrics = measure(scores, labels)
+            if not math.isfinite(eval_metrics["loss"]):
                 raise UserError(
-                    f"the {split} loss became {tested['loss']} in epoch {epoch}"
+                    f"the {split} loss became {eval_metrics['loss']} in epoch {epoch}"
                 )
             # Without held-out images no metric of the test images may change the rates.
-            training.end_epoch(tested["loss"] if args.val_size else trained["loss"])
+            watched = eval_metrics if args.val_size else train_metrics
+            training.end_epoch(watched["loss"])
             row = {"epoch": epoch, "lr": lr}
-            row |= {f"train_{name}": value for name, value in trained.items()}
-            row |= {f"{split}_{name}": value for name, value in tested.items()}
+            row |= {f"train_{name}": value for name, value in train_metrics.items()}
+            row |= {f"{split}_{name}": value for name, value in eval_metrics.items()}
             longer = history.plus(row, time.perf_counter() - start)
             print_epoch(longer, args.epochs, len(loader) * args.batch_size)
             if files.are_written:
@@ -338,7 +339,7 @@ def train_seeds(args, device, world):
     world.first_on_its_node(
         lambda: load_splits(args.dataset, args.data_dir, args.val_size)
     )
-    for seed in world.share(seeds):
+    for seed in world.shard(seeds):
         folder = out / f"seed-{seed}"
         changes = {"seed": seed, "seeds": 1, "name": None}
         changes |= {"out": str(folder), "ckpt": str(folder / "best.pt")}

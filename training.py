@@ -126,7 +126,7 @@ class Training:
         self.scaler.scale(loss).backward()
         return loss.detach(), (scores.argmax(1) == labels).sum()
 
-    def rehearse(self, images, labels):
+    def warm_up(self, images, labels):
         """Compute a batch's gradients and forget them, so that all is compiled."""
         before = [buffer.clone() for buffer in self.net.buffers()]
         is_shared = self.forward is not self.net

@@ -138,7 +138,7 @@ class Rehearsed:
         self.device, self.error, self.tried = device, error, []
         self.net = build("small", "dilated", "batch", None)
 
-    def rehearse(self, images, labels):
+    def warm_up(self, images, labels):
         self.tried.append((images, labels))
         if self.error:
             raise self.error
@@ -212,7 +212,7 @@ def test_a_rehearsal_changes_nothing(freeze):
         own.net.body.c1.requires_grad_(False)
     before = copy.deepcopy(own.net.state_dict())
     state = copy.deepcopy(own.state_dict())
-    own.rehearse(IMAGES, LABELS)
+    own.warm_up(IMAGES, LABELS)
     for name, value in own.net.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(weight.grad is None for weight in own.net.parameters())
