@@ -12,7 +12,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from layers import compute_unread
 from operations import (
     HANDLERS,
     Call,
@@ -23,6 +22,7 @@ from operations import (
     map_size,
     pointwise,
 )
+from skipping import compute_unread
 
 DECIDES = "a value computed from the image decides what runs"
 WRITTEN = "written to in place"
@@ -181,7 +181,7 @@ def record(net, size=32, is_skipping=False):
     """The operations that run on an image of size x size pixels: a list of `Node`.
 
     The first is the image, the last what makes the network's output. The layers of a table
-    run as it says, unless `is_skipping`: then as they are computed (layers.skip_unread).
+    run as it says, unless `is_skipping`: then as they are computed (skipping.skip_unread).
     Raises nothing for what a network does: where it stops, the last node says why.
     """
     recorder = Recorder()

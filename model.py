@@ -22,9 +22,9 @@ from layers import (
     make_layer,
     mirror_kernels,
     size_after,
-    skip_unread,
 )
 from rules import checklist, count_parameters, print_checklist
+from skipping import skip_unread
 from summary import plot_network, print_summary, summarise
 from utils import Parser, UserError, check_writable, line_of, number, run
 

@@ -20,7 +20,6 @@ from layers import (
     Depthwise,
     Residual,
     SqueezeExcitation,
-    compute_unread,
     size_after,
 )
 from model import (
@@ -35,6 +34,7 @@ from model import (
     trace,
     try_out,
 )
+from skipping import compute_unread
 from utils import UserError
 
 

@@ -11,9 +11,10 @@ import torchvision.models
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layers import SqueezeExcitation, compute_unread
+from layers import SqueezeExcitation
 from model import DOWNSAMPLE, NORMS, build, trace
 from rules import checklist, walk_back
+from skipping import compute_unread
 
 
 def gradient_extent(forward, size):
