@@ -205,19 +205,13 @@ def main(argv=None):
     plot_evidence(net, images, labels, probabilities, classes, pictures[2])
     print(f"\nPictures: {', '.join(map(str, pictures))}")
     if args.json:
-        content = {
-            "checkpoint": args.ckpt,
-            "dataset": dataset,
-            "tta": args.tta,
-            "epoch": checkpoint["epoch"],
-            "args": checkpoint["args"],
-            "made_with": checkpoint["made_with"],
-            **metrics,
-            "classes": classes,
-            "confusion_matrix": matrix.tolist(),
-            "report": report(labels, scores, classes, output_dict=True),
-            "rules": [rule._asdict() for rule in rules],
-        }
+        content = {"checkpoint": args.ckpt, "dataset": dataset, "tta": args.tta}
+        content |= {key: checkpoint[key] for key in ("epoch", "args", "made_with")}
+        content |= metrics
+        content["classes"] = classes
+        content["confusion_matrix"] = matrix.tolist()
+        content["report"] = report(labels, scores, classes, output_dict=True)
+        content["rules"] = [rule._asdict() for rule in rules]
         write_json(args.json, content)
 
 

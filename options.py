@@ -60,10 +60,16 @@ def add_data_options(parser):
 
 
 def add_recipe_options(parser):
-    """Add the options of the optimizers, the schedule, the loss and the seeds."""
-    natural, positive = number(int, 0), number(int, 1)
-    fraction, rate = number(float, 0, 1), number(float, 0)
+    """Add the options of how the network is trained, all in one group."""
     add = parser.add_argument_group("recipe").add_argument
+    add_optimizer_options(add)
+    add_schedule_options(add)
+    add_loss_options(add)
+
+
+def add_optimizer_options(add):
+    """Add the options of the length, the batches and the optimizers."""
+    positive, rate = number(int, 1), number(float, 0)
     add("--epochs", type=positive, default=14, help="passes over the images")
     add("-b", "--batch-size", type=positive, default=256, help="images per step")
     add(
@@ -83,6 +89,11 @@ def add_recipe_options(parser):
     )
     add("--muon-lr", type=rate, default=0.04, help="peak learning rate of Muon")
     add("--muon-decay", type=rate, default=0.06, help="weight decay of Muon")
+
+
+def add_schedule_options(add):
+    """Add the options of the learning rates' schedule."""
+    natural, positive, fraction = number(int, 0), number(int, 1), number(float, 0, 1)
     add(
         "--schedule",
         choices=SCHEDULES,
@@ -108,6 +119,11 @@ def add_recipe_options(parser):
         default=2,
         help="epochs without improvement that plateau waits",
     )
+
+
+def add_loss_options(add):
+    """Add the options of the loss, the average of the weights and the seeds."""
+    positive, rate, fraction = number(int, 1), number(float, 0), number(float, 0, 1)
     add(
         "--l1",
         type=rate,

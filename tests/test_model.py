@@ -310,6 +310,7 @@ def test_residual_rows(monkeypatch):
     [
         ({"c1.conv": {"kind": "dense"}}, "c1.conv is of unknown kind 'dense'"),
         ({"c1.down": {"dilation": 0}}, "c1.down: kernel, stride, dilation"),
+        ({"c1.down": {"padding": -1}}, "c1.down: padding must be 0 or more"),
         ({"c3.conv": {"name": "c2.conv"}}, "same name"),
         ({"c2.conv": {"padding": 0}}, "c2.conv: a residual row"),
         ({"c3.conv": {"kernel": 99}}, "c3.conv: a kernel that reaches over 99"),
