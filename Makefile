@@ -28,7 +28,7 @@ quick: .venv/ready
 	$(BIN)/python train.py --epochs 7 --name quick $(ARGS)
 
 record: .venv/ready
-	$(BIN)/python train.py --arch record --epochs 80 --move 0.5 --hole 0.5 --name record --continue $(ARGS)
+	$(BIN)/python train.py --arch record --epochs 120 --move 0.9 --hole 0.6 --name record --continue $(ARGS)
 
 evaluate: .venv/ready
 	$(BIN)/python evaluate.py $(ARGS)
