@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import os
 import pickle
 import re
@@ -33,6 +34,7 @@ from model import ARCHS
 from utils import UserError
 
 KILLS = int(os.environ.get("KILLS", "12"))
+KILLS_EACH = min(KILLS, 100)  # of one training; more kills are more trainings
 FUZZ = int(os.environ.get("FUZZ", "300"))
 
 # What says all that counts here, so that other defaults change no test.
@@ -43,14 +45,15 @@ DIGITS = ["--dataset", "digits", "--val-size", "1100", "-b", "32", *RECIPE]
 SMALL = ["--arch", "small", "--dropout", "0.1", *DIGITS]
 
 # Trains in forks of a process that has imported everything, a tenth of the time of a new
-# one. Arguments: the number of kills, then the training's. A negative number -n kills
-# the training at its n-th flush of a file to the disk, inside a save.
+# one. Arguments: the number of kills, what seeds their moments, then the training's. A
+# negative number -n kills the training at its n-th flush of a file to the disk, inside a
+# save.
 HARNESS = """
 import csv, os, random, signal, sys, time
 from PIL import Image
 import checkpoint, nets, train, utils
 
-kills, arguments = int(sys.argv[1]), sys.argv[2:]
+kills, seed, arguments = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 pictures = "results/augmented.png", "results/curves.png"
 
 def fork(task):
@@ -96,7 +99,7 @@ if kills < 0:
     os.fsync = fsync
     check_files()
 
-random.seed(0)
+random.seed(seed)
 killed = 0
 while killed < kills:
     pid = start()
@@ -110,9 +113,9 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]))
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 
 
-def train_with_kills(folder, kills, *arguments):
+def train_with_kills(folder, kills, *arguments, seed=0):
     folder.mkdir()
-    result = run_script(folder, "-c", HARNESS, kills, *arguments, path=PATH)
+    result = run_script(folder, "-c", HARNESS, kills, seed, *arguments, path=PATH)
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -138,13 +141,21 @@ def to_plain(value):
     return repr(value)
 
 
+# Enough epochs that the last kill finds it training: one takes 0.2 s or more.
+TO_KILL = [*SMALL, "-b", "64", "--amp", "auto", "--epochs", str(12 * KILLS_EACH)]
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    return train_with_kills(tmp_path_factory.mktemp("kills") / "whole", 0, *TO_KILL)
+
+
 @pytest.mark.slow
-def test_killed_at_random_moments(tmp_path):
-    # Enough epochs that the last kill finds it training: one takes 0.2 s or more.
-    options = [*SMALL, "-b", "64", "--amp", "auto", "--epochs", str(12 * KILLS)]
-    whole = train_with_kills(tmp_path / "whole", 0, *options)
-    killed = train_with_kills(tmp_path / "killed", KILLS, *options)
-    assert_same_training(whole, killed)
+@pytest.mark.parametrize("seed", range(math.ceil(KILLS / KILLS_EACH)))
+def test_killed_at_random_moments(never_killed, tmp_path, seed):
+    kills = min(KILLS_EACH, KILLS - seed * KILLS_EACH)
+    killed = train_with_kills(tmp_path / "killed", kills, *TO_KILL, seed=seed)
+    assert_same_training(never_killed, killed)
 
 
 # Flushed are the augmented images, then best.pt, history, run and last.pt of each epoch,
