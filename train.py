@@ -257,10 +257,11 @@ def train_epochs(training, loader, images, history, run, files):
             row |= {f"train_{name}": value for name, value in train_metrics.items()}
             row |= {f"{split}_{name}": value for name, value in eval_metrics.items()}
             longer = history.plus(row, time.perf_counter() - start)
-            print_epoch(longer, args.epochs, len(loader) * args.batch_size)
-            if files.are_written:
-                files.save_epoch(run, longer, training)
-            history = longer
+            with utils.uninterrupted():
+                print_epoch(longer, args.epochs, len(loader) * args.batch_size)
+                if files.are_written:
+                    files.save_epoch(run, longer, training)
+                history = longer
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
         print(
@@ -316,7 +317,7 @@ def finish(training, history, title, images, files):
         return status
     shown = args.dataset
     if args.dataset == "folder":
-        shown = Path(args.data_dir).resolve().name
+        shown = Path(args.data_dir).absolute().name
     title = f"{title}: {shown}, {args.optimizer}, seed {args.seed}"
     report(history, files, title, args.label_smoothing)
     if args.val_size:

@@ -1,6 +1,7 @@
 """What the scripts share: one-line errors, whole files, options."""
 
 import argparse
+import contextlib
 import csv
 import errno
 import io
@@ -49,6 +50,21 @@ def run(main):
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Let Ctrl-C and SIGTERM wait until the block is done, so that its files agree."""
+    waiting, handlers = [], {}
+    try:
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            handlers[kind] = signal.signal(kind, lambda kind, _: waiting.append(kind))
+        yield
+    finally:
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
+    for kind in waiting:
+        signal.raise_signal(kind)
 
 
 def complain(message, in_any_process=False):

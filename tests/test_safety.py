@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import math
 import os
 import pickle
@@ -270,6 +271,27 @@ def stopped(interrupted, tmp_path):
 
 def resume(folder):
     assert train_here(folder, "--resume", "last.pt", "-j", "0") == 0
+
+
+@pytest.mark.parametrize("name", ["best.pt", "history.csv", "run.json", "last.pt"])
+def test_ctrl_c_inside_a_save_lets_it_end(tmp_path, capsys, monkeypatch, name):
+    """All files are then of the epoch that was being saved, and so is what is printed."""
+    replace = os.replace
+
+    def interrupted(temporary, path):
+        if path.name == name:
+            signal.raise_signal(signal.SIGINT)
+        replace(temporary, path)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    assert train_here(tmp_path, *SMALL, *THREE) == 130
+    assert "interrupted: 1 of 3 epochs" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "best.pt")["epoch"] == 1
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    with open(tmp_path / "results" / "history.csv") as file:
+        assert len(list(csv.DictReader(file))) == 1
+    with open(tmp_path / "results" / "run.json") as file:
+        assert len(json.load(file)["seconds"]) == 1
 
 
 def test_resume_is_exact(trained, stopped):
