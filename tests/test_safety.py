@@ -226,7 +226,8 @@ def train_here(folder, *options, stop_in=None):
     Returns the exit status.
     """
     folder.mkdir(exist_ok=True)
-    on_interrupt = signal.getsignal(signal.SIGINT)
+    # A shell's background jobs, of which this may be one, ignore Ctrl-C.
+    on_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     train_one_epoch = train.train_one_epoch
 
     def interrupted(training, loader, epoch, *rest):
