@@ -71,6 +71,8 @@ class Training:
         self.device = next(net.parameters()).device
         # With equal parts of the batch, the mean of the processes' gradients is its own.
         self.forward = DistributedDataParallel(net) if world.size > 1 else net
+        if world.size > 1:  # said of 1x1 kernels, which are the same in either layout
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
         self.ema = EMA(net, decay=1 - 1 / max(1, args.ema * steps))
         self.optimizers = make_optimizers(net, head, args)
         self.schedules = make_schedules(self.optimizers, args, steps)

@@ -117,6 +117,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 def test_two_processes_are_one(alone, tmp_path):
     output, errors = two(tmp_path).communicate(timeout=120)
     assert output.count("epoch 1/3") == 1, errors
+    assert "Warning" not in errors
     assert_same_weights(alone, tmp_path)
 
     # Each of 1,100 images counts once: three batches, of which one process took two.
