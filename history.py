@@ -1,5 +1,6 @@
 """What a training leaves behind, goes on from, and prints."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -105,6 +106,9 @@ def describe(args, images, net, device, dtype, compiled, world):
     made_with["sha256"] = digest(*images.splits["train"])
     if args.init:
         made_with["init"] = f"weights of {args.init}"
+    if args.teacher:
+        content = Path(args.teacher).read_bytes()
+        made_with["teacher"] = hashlib.sha256(content).hexdigest()
     run = {
         "args": kept_options(args),
         "net": net.config,
@@ -157,6 +161,10 @@ def go_on(checkpoint, run, training, files):
     before, state = checkpoint["made_with"], checkpoint["resume"]
     if run["made_with"]["sha256"] != before.get("sha256"):
         raise UserError("the training images are not those of the training to resume")
+    if run["made_with"].get("teacher") != before.get("teacher"):
+        raise UserError(
+            "--teacher is not the checkpoint it was: put that one back, or train anew"
+        )
     for name, value in run["made_with"].items():
         if value != before.get(name):
             print(
@@ -185,6 +193,8 @@ def print_header(args, title, rules, made_with):
     )
     if "init" in made_with:
         print(f"start     {made_with['init']}")
+    if args.teacher:
+        print(f"teacher   {args.teacher}")
     if args.freeze:
         print("frozen    all weights but those of the last layer")
     print(

@@ -162,7 +162,11 @@ def compile_where_it_pays(training, choice, image_count, batch, world):
     if choice == "off" or (choice == "auto" and not is_worth_it):
         return False
     print("compiling the network, which takes a while", flush=True)
-    training.net.compile()
+    compiled = [training.net]
+    if training.teacher is not None:
+        compiled.append(training.teacher)
+    for net in compiled:
+        net.compile()
     trouble = None
     try:
         training.warm_up(*batch)
@@ -172,7 +176,8 @@ def compile_where_it_pays(training, choice, image_count, batch, world):
     if not troubles:
         return True
     # There is no undoing compile() but by what it set.
-    training.net._compiled_call_impl = None
+    for net in compiled:
+        net._compiled_call_impl = None
     print(f"warning   not compiled, as that fails here: {troubles[0]}")
     return False
 

@@ -137,6 +137,12 @@ def add_loss_options(add):
         help="share of the target spread over all classes",
     )
     add(
+        "--teacher",
+        metavar="CKPT",
+        help="a checkpoint to learn from as well: each label is averaged with its "
+        "probabilities (distillation)",
+    )
+    add(
         "--ema",
         type=fraction,
         default=0.02,

@@ -105,7 +105,9 @@ def train(args, resumed, device, world=ALONE):
     data, loader = make_loader(images, args, device, world)
 
     net, head = make_network(args, resumed, images, device, world)
-    training = Training(net, head, args, args.epochs * len(loader), dtype, world)
+    teacher = load_teacher(args.teacher, images.classes, device)
+    steps = args.epochs * len(loader)
+    training = Training(net, head, args, steps, dtype, world, teacher)
     rules = checklist(net, trace(net))
     batch = data[0, world.shard(range(args.batch_size))]
     count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
@@ -212,6 +214,16 @@ def make_network(args, resumed, images, device, world):
     elif args.sync_bn and not resumed:  # a training of many may go on in one process
         raise UserError("--sync-bn is for several processes on CUDA")
     return place(net, device), head
+
+
+def load_teacher(path, classes, device):
+    """The network of a checkpoint of the same classes, to learn from; None without one."""
+    if path is None:
+        return None
+    checkpoint = load_checkpoint(path, named_by="--teacher")
+    if checkpoint["classes"] != list(classes):
+        raise UserError(f"--teacher: the classes of {path} are not those of the images")
+    return place(restore(checkpoint), device).eval()
 
 
 def suggest_rates(training, loader, files):

@@ -16,11 +16,23 @@ from optim import STEPPED_EACH_BATCH, AllOrNone, make_optimizers, make_schedules
 def batch_loss(net, images, labels, smoothing):
     """The loss of a batch, a scalar, and the scores (N, classes).
 
-    `images` are augmented, uint8 (N, 3, 32, 32); the network normalises them.
+    `images` are augmented, uint8 (N, 3, 32, 32); the network normalises them. `labels` are
+    classes (N,), or probabilities (N, classes).
     """
     scores = net(images).float()
     loss = F.cross_entropy(scores, labels, label_smoothing=smoothing)
     return loss, scores
+
+
+@torch.no_grad()
+def soft_labels(teacher, images, labels):
+    """The mean of the labels, as 0 and 1, and of the teacher's probabilities: (N, classes).
+
+    Knowledge distillation (Hinton, Vinyals, Dean, 2015), at temperature 1.
+    """
+    probabilities = teacher(images).float().softmax(1)
+    labels = F.one_hot(labels, probabilities.shape[1])
+    return (labels + probabilities) / 2
 
 
 class EMA:
@@ -63,11 +75,12 @@ class Training:
     """Network, averaged weights (EMA), optimizers and schedules.
 
     `head` is the layer that gives the scores; `steps` are those of the whole training;
-    `dtype` is what the network computes in.
+    `dtype` is what the network computes in; `teacher` is the network of --teacher.
     """
 
-    def __init__(self, net, head, args, steps, dtype, world=ALONE):
+    def __init__(self, net, head, args, steps, dtype, world=ALONE, teacher=None):
         self.net, self.args, self.dtype, self.world = net, args, dtype, world
+        self.teacher = teacher
         self.device = next(net.parameters()).device
         # With equal parts of the batch, the mean of the processes' gradients is its own.
         self.forward = DistributedDataParallel(net) if world.size > 1 else net
@@ -120,7 +133,10 @@ class Training:
         is_mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=is_mixed):
             smoothing = self.args.label_smoothing
-            loss, scores = batch_loss(self.forward, images, labels, smoothing)
+            targets = labels
+            if self.teacher is not None:
+                targets = soft_labels(self.teacher, images, labels)
+            loss, scores = batch_loss(self.forward, images, targets, smoothing)
         if self.args.l1:
             size = sum(weight.abs().sum() for weight in self.net.parameters())
             loss = loss + self.args.l1 * size

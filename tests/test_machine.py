@@ -137,6 +137,7 @@ class Rehearsed:
     def __init__(self, device, error=None):
         self.device, self.error, self.tried = device, error, []
         self.net = build("small", "dilated", "batch", None)
+        self.teacher = None
 
     def warm_up(self, images, labels):
         self.tried.append((images, labels))

@@ -413,6 +413,23 @@ def test_resume_of_a_training_begun_with_init_is_exact(
     assert torch.equal(*kept) == bool(freeze)
 
 
+@pytest.mark.slow
+def test_resume_of_a_training_with_a_teacher_is_exact(trained, tmp_path, fails):
+    teacher = tmp_path / "teacher.pt"
+    shutil.copy(trained / "best.pt", teacher)
+    assert_resume_is_exact(tmp_path, *SMALL, "--teacher", teacher)
+    taught, untaught = (
+        load_checkpoint(tmp_path / "whole" / "last.pt"),
+        trained / "last.pt",
+    )
+    assert not same_weights(taught["weights"], load_checkpoint(untaught)["weights"])
+    shutil.copy(trained / "last.pt", teacher)
+    last = tmp_path / "stopped" / "last.pt"
+    assert "not the checkpoint it was" in fails(train.main, "--resume", last)
+    teacher.unlink()
+    assert "no checkpoint" in fails(train.main, "--resume", last)
+
+
 def test_resume_with_one_more_figure(stopped, monkeypatch):
     """A student adds a figure to `measure`, and goes on with an older training."""
     (stopped / "results" / "curves.png").unlink()

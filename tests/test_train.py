@@ -210,6 +210,7 @@ def test_compiled_weights_keep_their_names(call, arch):
         (["--speed", "3"], "unrecognized"),
         (["--schedule", "linear"], "onecycle"),
         (["--init", "none.pt"], "no checkpoint"),
+        (["--teacher", "none.pt"], "no checkpoint"),
     ],
 )
 def test_impossible_options(fails, options, message):
@@ -399,6 +400,15 @@ def test_start_from_trained_weights(trained, call, image_folder, fails):
     moved = load_checkpoint("last.pt")["weights"]["body.c1.conv.conv.weight"]
     assert not torch.equal(moved, before["weights"]["body.c1.conv.conv.weight"])
     assert "leave out --arch" in fails(train.main, *options, "--arch", "own")
+
+
+def test_a_teacher_has_the_classes_of_the_images(trained, call, fails, image_folder):
+    teacher = ["--teacher", trained[0] / "best.pt"]
+    data = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
+    assert "are not those of the images" in fails(train.main, *data, *teacher)
+    status, output, errors = call(train.main, *QUICK, *teacher)
+    assert status == 0, errors
+    assert f"teacher   {teacher[1]}" in output
 
 
 def test_start_on_the_same_classes_keeps_the_last_layer(trained, call):
