@@ -107,8 +107,10 @@ def describe(args, images, net, device, dtype, compiled, world):
     if args.init:
         made_with["init"] = f"weights of {args.init}"
     if args.teacher:
-        content = Path(args.teacher).read_bytes()
-        made_with["teacher"] = hashlib.sha256(content).hexdigest()
+        digests = []
+        for path in args.teacher:
+            digests.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        made_with["teachers"] = digests
     run = {
         "args": kept_options(args),
         "net": net.config,
@@ -161,9 +163,9 @@ def go_on(checkpoint, run, training, files):
     before, state = checkpoint["made_with"], checkpoint["resume"]
     if run["made_with"]["sha256"] != before.get("sha256"):
         raise UserError("the training images are not those of the training to resume")
-    if run["made_with"].get("teacher") != before.get("teacher"):
+    if run["made_with"].get("teachers") != before.get("teachers"):
         raise UserError(
-            "--teacher is not the checkpoint it was: put that one back, or train anew"
+            "a --teacher is not the checkpoint it was: put that back, or train anew"
         )
     for name, value in run["made_with"].items():
         if value != before.get(name):
@@ -193,8 +195,8 @@ def print_header(args, title, rules, made_with):
     )
     if "init" in made_with:
         print(f"start     {made_with['init']}")
-    if args.teacher:
-        print(f"teacher   {args.teacher}")
+    for path in args.teacher or []:
+        print(f"teacher   {path}")
     if args.freeze:
         print("frozen    all weights but those of the last layer")
     print(

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.metadata
 import math
+import os
 import platform
 import re
 import shutil
@@ -102,6 +103,8 @@ def warn_of_unused_gpu(device):
     """Warn where an NVIDIA GPU is at hand that this PyTorch cannot use."""
     if device.type != "cpu" or torch.cuda.is_available() or not has_nvidia_gpu():
         return
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
+        return
     if torch.version.cuda is None:
         remedy = (
             "this PyTorch is built for CPUs: install one for CUDA, as pytorch.org says"
@@ -162,9 +165,7 @@ def compile_where_it_pays(training, choice, image_count, batch, world):
     if choice == "off" or (choice == "auto" and not is_worth_it):
         return False
     print("compiling the network, which takes a while", flush=True)
-    compiled = [training.net]
-    if training.teacher is not None:
-        compiled.append(training.teacher)
+    compiled = [training.net, *training.teachers]
     for net in compiled:
         net.compile()
     trouble = None

@@ -138,9 +138,10 @@ def add_loss_options(add):
     )
     add(
         "--teacher",
+        action="append",
         metavar="CKPT",
         help="a checkpoint to learn from as well: each label is averaged with its "
-        "probabilities (distillation)",
+        "probabilities (distillation); of several, each named so, with the mean of theirs",
     )
     add(
         "--ema",
@@ -280,6 +281,8 @@ def resumed_options(parser, checkpoint, given, path):
             continue  # it is in the checkpoint, and may have gone from model.py
         if value is True:
             argv.append(option)
+        elif isinstance(value, list):  # of an option that may be given several times
+            argv += [f"{option}={item}" for item in value]
         elif value is not None and value is not False:
             argv.append(f"{option}={value}")
     args = parser.parse_args(argv)

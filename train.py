@@ -105,9 +105,9 @@ def train(args, resumed, device, world=ALONE):
     data, loader = make_loader(images, args, device, world)
 
     net, head = make_network(args, resumed, images, device, world)
-    teacher = load_teacher(args.teacher, images.classes, device)
+    teachers = load_teachers(args.teacher, images.classes, device)
     steps = args.epochs * len(loader)
-    training = Training(net, head, args, steps, dtype, world, teacher)
+    training = Training(net, head, args, steps, dtype, world, teachers)
     rules = checklist(net, trace(net))
     batch = data[0, world.shard(range(args.batch_size))]
     count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
@@ -216,14 +216,17 @@ def make_network(args, resumed, images, device, world):
     return place(net, device), head
 
 
-def load_teacher(path, classes, device):
-    """The network of a checkpoint of the same classes, to learn from; None without one."""
-    if path is None:
-        return None
-    checkpoint = load_checkpoint(path, named_by="--teacher")
-    if checkpoint["classes"] != list(classes):
-        raise UserError(f"--teacher: the classes of {path} are not those of the images")
-    return place(restore(checkpoint), device).eval()
+def load_teachers(paths, classes, device):
+    """The networks to learn from: of checkpoints of the same classes, or of none."""
+    teachers = []
+    for path in paths or []:
+        checkpoint = load_checkpoint(path, named_by="--teacher")
+        if checkpoint["classes"] != list(classes):
+            raise UserError(
+                f"--teacher: the classes of {path} are not those of the images"
+            )
+        teachers.append(place(restore(checkpoint), device).eval())
+    return teachers
 
 
 def suggest_rates(training, loader, files):

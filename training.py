@@ -25,12 +25,14 @@ def batch_loss(net, images, labels, smoothing):
 
 
 @torch.no_grad()
-def soft_labels(teacher, images, labels):
-    """The mean of the labels, as 0 and 1, and of the teacher's probabilities: (N, classes).
+def soft_labels(teachers, images, labels):
+    """The mean of the labels, as 0 and 1, and of the teachers' probabilities: (N, classes).
 
-    Knowledge distillation (Hinton, Vinyals, Dean, 2015), at temperature 1.
+    Knowledge distillation (Hinton, Vinyals, Dean, 2015), at temperature 1; of several
+    teachers, the mean of their probabilities.
     """
-    probabilities = teacher(images).float().softmax(1)
+    each = [teacher(images).float().softmax(1) for teacher in teachers]
+    probabilities = torch.stack(each).mean(0)
     labels = F.one_hot(labels, probabilities.shape[1])
     return (labels + probabilities) / 2
 
@@ -75,12 +77,12 @@ class Training:
     """Network, averaged weights (EMA), optimizers and schedules.
 
     `head` is the layer that gives the scores; `steps` are those of the whole training;
-    `dtype` is what the network computes in; `teacher` is the network of --teacher.
+    `dtype` is what the network computes in; `teachers` are the networks of --teacher.
     """
 
-    def __init__(self, net, head, args, steps, dtype, world=ALONE, teacher=None):
+    def __init__(self, net, head, args, steps, dtype, world=ALONE, teachers=()):
         self.net, self.args, self.dtype, self.world = net, args, dtype, world
-        self.teacher = teacher
+        self.teachers = teachers
         self.device = next(net.parameters()).device
         # With equal parts of the batch, the mean of the processes' gradients is its own.
         self.forward = DistributedDataParallel(net) if world.size > 1 else net
@@ -134,8 +136,8 @@ class Training:
         with torch.autocast(self.device.type, self.dtype, enabled=is_mixed):
             smoothing = self.args.label_smoothing
             targets = labels
-            if self.teacher is not None:
-                targets = soft_labels(self.teacher, images, labels)
+            if self.teachers:
+                targets = soft_labels(self.teachers, images, labels)
             loss, scores = batch_loss(self.forward, images, targets, smoothing)
         if self.args.l1:
             size = sum(weight.abs().sum() for weight in self.net.parameters())

@@ -16,15 +16,21 @@ sys.path.insert(0, str(ROOT))
 import nets  # noqa: F401 - adds the tests' own networks to ARCHS
 
 import utils
+from machine import has_nvidia_gpu
+
+HAS_GPU = has_nvidia_gpu() and torch.version.cuda is not None
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")  # for the tests that want one
 
 
 def pytest_configure(config):
+    # What the tests expect of a CPU, to the bit, they find on a machine with a GPU too.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config.addinivalue_line("markers", "slow: left to `make test-all`")
     # Networks this small train as fast on one core, and much faster where others are busy.
     torch.set_num_threads(1)
 
 
-def run_script(folder, *command, path="", timeout=600):
+def run_script(folder, *command, path="", timeout=600, on_gpu=False):
     """Run Python in a folder, in a process of its own, and wait for it."""
     return subprocess.run(
         [sys.executable, *map(str, command)],
@@ -33,8 +39,17 @@ def run_script(folder, *command, path="", timeout=600):
         cwd=folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(path)},
+        env={**(gpu_environment() if on_gpu else os.environ), "PYTHONPATH": str(path)},
     )
+
+
+def gpu_environment():
+    """The environment in which a process sees the GPUs, as the tests themselves do not."""
+    environment = dict(os.environ)
+    del environment["CUDA_VISIBLE_DEVICES"]
+    if GPUS is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = GPUS
+    return environment
 
 
 # train.py with the tests' own networks, as the arguments of `run_script`.

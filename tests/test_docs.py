@@ -67,7 +67,8 @@ def options_of():
     shown = {}
 
     def options_of(script):
-        if script == "tools/published.py":  # which takes those of train.py
+        # These take those of train.py.
+        if script in ("tools/published.py", "tools/teacher.py"):
             script = "train.py"
         if script not in shown:
             name = Path(script).stem

@@ -137,7 +137,7 @@ class Rehearsed:
     def __init__(self, device, error=None):
         self.device, self.error, self.tried = device, error, []
         self.net = build("small", "dilated", "batch", None)
-        self.teacher = None
+        self.teachers = []
 
     def warm_up(self, images, labels):
         self.tried.append((images, labels))
@@ -231,6 +231,7 @@ def test_a_rehearsal_changes_nothing(freeze):
     ],
 )
 def test_gpu_that_is_not_used_is_said(monkeypatch, capsys, listed, cuda, warning):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr("shutil.which", lambda name: name if listed else None)
@@ -240,6 +241,9 @@ def test_gpu_that_is_not_used_is_said(monkeypatch, capsys, listed, cuda, warning
     output = capsys.readouterr().out
     assert warning in output
     assert output.count("\n") == bool(warning)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # hidden on purpose
+    machine.warn_of_unused_gpu(CPU)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # --device cpu
     machine.warn_of_unused_gpu(CPU)
     assert capsys.readouterr().out == ""

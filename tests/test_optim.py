@@ -19,13 +19,13 @@ IMAGES = torch.randint(
 LABELS = torch.arange(8)
 
 
-def start(*options, arch="small", steps=100, net=None, teacher=None):
+def start(*options, arch="small", steps=100, net=None, teachers=()):
     """A `Training` of a network of the tests' own with these options of train.py."""
     args, _ = parse_arguments(["--arch", arch, *map(str, options)])
     if net is None:
         net = build(arch, "dilated", "batch", None)
     _, head = try_out(net)
-    return Training(net, head, args, steps, torch.float32, teacher=teacher)
+    return Training(net, head, args, steps, torch.float32, teachers=teachers)
 
 
 def names_of(net, weights):
@@ -231,25 +231,28 @@ def test_the_loss_is_one_function(monkeypatch):
     assert isinstance(right, torch.Tensor)
 
 
-def test_a_teacher_counts_as_much_as_the_labels():
+@pytest.mark.parametrize("count", [1, 2])
+def test_teachers_count_as_much_as_the_labels(count):
     """Half of the loss is the cross-entropy with the labels, as it is without a teacher;
-    the other half is the divergence from the teacher, up to the teacher's own entropy."""
+    the other half is the divergence from the teachers' mean, up to its own entropy."""
     net = build("small", "dilated", "batch", None)
-    teacher = build("small", "dilated", "batch", None).eval()
-    before = copy.deepcopy(teacher.state_dict())
+    teachers = [build("small", "dilated", "batch", None).eval() for _ in range(count)]
+    before = copy.deepcopy([teacher.state_dict() for teacher in teachers])
     alone = start("--label-smoothing", 0, net=copy.deepcopy(net))
-    taught = start("--label-smoothing", 0, net=copy.deepcopy(net), teacher=teacher)
+    taught = start("--label-smoothing", 0, net=copy.deepcopy(net), teachers=teachers)
     with torch.no_grad():
         learned = F.log_softmax(copy.deepcopy(net).train()(IMAGES), dim=1)
-        known = F.log_softmax(teacher(IMAGES), dim=1)
+        known = sum(F.softmax(teacher(IMAGES), dim=1) for teacher in teachers)
+        known = (known / count).log()
     divergence = F.kl_div(learned, known, reduction="batchmean", log_target=True)
     entropy = torch.distributions.Categorical(logits=known).entropy().mean()
     loss, _ = taught.step(IMAGES, LABELS)
     from_labels, _ = alone.step(IMAGES, LABELS)
     expected = (from_labels + divergence + entropy) / 2
     torch.testing.assert_close(loss, expected)
-    for name, value in teacher.state_dict().items():
-        assert torch.equal(value, before[name]), name
+    for teacher, weights in zip(teachers, before, strict=True):
+        for name, value in teacher.state_dict().items():
+            assert torch.equal(value, weights[name]), name
 
 
 def test_each_optimizer_has_its_own_rate():

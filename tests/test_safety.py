@@ -414,10 +414,14 @@ def test_resume_of_a_training_begun_with_init_is_exact(
 
 
 @pytest.mark.slow
-def test_resume_of_a_training_with_a_teacher_is_exact(trained, tmp_path, fails):
+@pytest.mark.parametrize("others", [[], ["best.pt"]])
+def test_resume_of_a_training_with_a_teacher_is_exact(trained, tmp_path, fails, others):
     teacher = tmp_path / "teacher.pt"
     shutil.copy(trained / "best.pt", teacher)
-    assert_resume_is_exact(tmp_path, *SMALL, "--teacher", teacher)
+    options = ["--teacher", teacher]
+    for other in others:
+        options += ["--teacher", trained / other]
+    assert_resume_is_exact(tmp_path, *SMALL, *options)
     taught, untaught = (
         load_checkpoint(tmp_path / "whole" / "last.pt"),
         trained / "last.pt",

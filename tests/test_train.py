@@ -21,10 +21,12 @@ import training
 import utils
 from checkpoint import load_checkpoint, restore, save_checkpoint
 from dataset import load
+from model import ARCHS
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 import bench
+import teacher
 
 RECIPE = ["--optimizer", "muon", "--lr", "0.3", "--muon-lr", "0.03", "--ema", "0.02"]
 DIGITS = ["--dataset", "digits", "--arch", "small", "-j", "0", *RECIPE]
@@ -409,6 +411,22 @@ def test_a_teacher_has_the_classes_of_the_images(trained, call, fails, image_fol
     status, output, errors = call(train.main, *QUICK, *teacher)
     assert status == 0, errors
     assert f"teacher   {teacher[1]}" in output
+
+
+@pytest.mark.slow
+def test_larger_network_teaches(call, monkeypatch):
+    """Its checkpoint needs no edit of model.py, to be evaluated or to teach."""
+    monkeypatch.setitem(ARCHS, "teacher", teacher.ROWS)
+    data = ["--dataset", "digits", "-j", 0, "--epochs", 1]
+    status, output, errors = call(teacher.main, *data, "--name", "teacher")
+    assert status == 0, errors
+    assert "2,627,552 with 10 classes" in output  # as its docstring says
+    monkeypatch.delitem(ARCHS, "teacher")
+    last = "results/teacher/last.pt"
+    assert call(evaluate.main, "--ckpt", last)[0] == 0
+    status, output, errors = call(train.main, *QUICK, "--dry-run", "--teacher", last)
+    assert status == 0, errors
+    assert f"teacher   {last}" in output
 
 
 def test_start_on_the_same_classes_keeps_the_last_layer(trained, call):
