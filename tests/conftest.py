@@ -18,8 +18,8 @@ import nets  # noqa: F401 - adds the tests' own networks to ARCHS
 import utils
 from machine import has_nvidia_gpu
 
-HAS_GPU = has_nvidia_gpu() and torch.version.cuda is not None
 GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")  # for the tests that want one
+HAS_GPU = has_nvidia_gpu() and torch.version.cuda is not None and GPUS not in ("", "-1")
 
 
 def pytest_configure(config):
