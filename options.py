@@ -141,7 +141,7 @@ def add_loss_options(add):
         action="append",
         metavar="CKPT",
         help="a checkpoint to learn from as well: each label is averaged with its "
-        "probabilities (distillation); of several, each named so, with the mean of theirs",
+        "probabilities (distillation), or with their mean where the option is given again",
     )
     add(
         "--ema",
