@@ -26,8 +26,10 @@ def pytest_configure(config):
     # What the tests expect of a CPU, to the bit, they find on a machine with a GPU too.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     config.addinivalue_line("markers", "slow: left to `make test-all`")
-    # Networks this small train as fast on one core, and much faster where others are busy.
+    # Networks this small train as fast on one core, and much faster where others are busy:
+    # here and in the processes that the tests start.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def run_script(folder, *command, path="", timeout=600, on_gpu=False):

@@ -58,7 +58,7 @@ def torchrun(folder, *launch, arguments=SMALL):
     return subprocess.Popen(
         [*map(str, launcher), str(script), *arguments],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH},
+        env={**os.environ, "PYTHONPATH": PATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

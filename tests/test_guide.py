@@ -44,7 +44,6 @@ import importlib, sys
 import torch
 import compare, evaluate, train
 
-torch.set_num_threads(1)  # beside other work two threads may take ten times as long
 script, options, network, again = (argument.split() for argument in sys.argv[1:])
 status = importlib.import_module(script[0]).main(options)
 print("status", status or 0, flush=True)

@@ -163,9 +163,11 @@ def test_killed_at_random_moments(never_killed, tmp_path, seed):
 # best.pt if it is better: it need not be in the second. Then the curves.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("amp", "flushes"), [("auto", [2, 3, 5, 7, 8, 9]), ("off", [5, 8])]
+    ("amp", "threads", "flushes"),
+    [("auto", "1", [2, 3, 5, 7, 8, 9]), ("off", "2", [5, 8])],
 )
-def test_killed_inside_a_save(tmp_path, amp, flushes):
+def test_killed_inside_a_save(tmp_path, monkeypatch, amp, threads, flushes):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
     options = [*SMALL, "-b", "64", "--amp", amp, "--label-smoothing", "0"]
     options += ["--epochs", "2"]
     options += ["--deterministic"] * (amp == "off")  # as a flag, it takes no value
@@ -176,7 +178,8 @@ def test_killed_inside_a_save(tmp_path, amp, flushes):
 
 
 @pytest.mark.slow
-def test_same_seed_gives_identical_files(tmp_path):
+def test_same_seed_gives_identical_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the other tests have one thread
     for workers in "02":
         (tmp_path / workers).mkdir()
         options = [*SMALL, "--epochs", "2", "-j", workers]
