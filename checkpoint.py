@@ -87,9 +87,10 @@ def check_resumable(checkpoint, path):
         raise UserError(f"{path} cannot be resumed, only a last.pt can")
 
 
-def restore(checkpoint):
+def restore(checkpoint, name="the checkpoint"):
     """The `Net` of a loaded checkpoint, with its weights; UserError if it has none.
 
+    `name` is what the error calls the checkpoint.
     A table is in the checkpoint. A class of one's own has to be in ARCHS still, under the
     same name, and to fit the weights.
     """
@@ -98,7 +99,7 @@ def restore(checkpoint):
     is_table = config.get("rows") is not None
     if not is_table and not callable(ARCHS.get(arch)):
         raise UserError(
-            f"the network of the checkpoint, the class '{arch}', is not in ARCHS of "
+            f"the network of {name}, the class '{arch}', is not in ARCHS of "
             "model.py: put it back there"
         )
     try:
@@ -116,7 +117,7 @@ def restore(checkpoint):
     except Exception as error:  # noqa: BLE001 - of many types, by what is damaged
         place = "" if is_table else f" ({line_of(error)})"
         raise UserError(
-            f"the network of the checkpoint, '{arch}', cannot be built: {error}{place}"
+            f"the network of {name}, '{arch}', cannot be built: {error}{place}"
         )
     return net
 
@@ -138,13 +139,14 @@ def check_fit(net, weights):
     raise ValueError(f"its weights have {extra[0]}, which it lacks")
 
 
-def start_from(checkpoint, classes):
+def start_from(checkpoint, classes, path):
     """The network of a checkpoint, with its weights and normalisation, for other classes.
 
     `classes` are the names of the new ones. Unless they are the checkpoint's own, the
-    layer that gives the scores is new, and all other weights are the checkpoint's.
+    layer that gives the scores is new, and all other weights are the checkpoint's. Raises
+    UserError, with the checkpoint's `path`, where they do not fit.
     """
-    trained = restore(checkpoint)
+    trained = restore(checkpoint, path)
     if list(classes) == checkpoint["classes"]:
         return trained
     net = Net(**{**trained.config, "classes": len(classes)})
@@ -154,6 +156,12 @@ def start_from(checkpoint, classes):
     new = {id(weight) for weight in head.parameters()}
     weights = trained.state_dict()
     for name, weight in net.state_dict(keep_vars=True).items():
-        if id(weight) not in new:
-            weight.data.copy_(weights[name])
+        if id(weight) in new:
+            continue
+        if weight.shape != weights[name].shape:
+            raise UserError(
+                f"--init {path}: {name} has {len(checkpoint['classes'])} classes as well, "
+                f"not {len(classes)}: only the layer that gives the scores can be new"
+            )
+        weight.data.copy_(weights[name])
     return net

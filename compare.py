@@ -1,8 +1,8 @@
 """Compare trainings: one table, and one picture of all curves.
 
-    python compare.py results/*
+    python compare.py results results/*
 
-Each folder is one that `python train.py --name NAME` left.
+Each folder is one that a training left: results/NAME with --name NAME, else results.
 """
 
 import csv

@@ -6,7 +6,7 @@
 
 The data set and the network come from the checkpoint. Prints accuracy, classification
 report, confusion matrix and the assignment's rules, or what it takes the given images for;
-leaves pictures in results/.
+leaves pictures in results/, of given images in images.png.
 """
 
 from pathlib import Path
@@ -115,6 +115,7 @@ def classify(net, paths, classes, device, dtype, mirror, picture):
         predicted = likeliest.indices[shown, 0]
         names = [Path(result["file"]).name for result in readable[shown]]
         plot_classified(net, images[shown], names, predicted, classes, picture)
+        print(f"\nPicture: {picture}")
     return results
 
 
@@ -152,7 +153,8 @@ def parse_arguments(argv):
         "--images",
         nargs="+",
         metavar="PATH",
-        help=f"classify these files and folders, and picture the first {PICTURED}",
+        help="classify these files and folders, and picture the first "
+        f"{PICTURED} in images.png of --out",
     )
     add(
         "--tta", action="store_true", help="average over the image and its mirror image"
@@ -168,6 +170,8 @@ def main(argv=None):
     out = Path(args.out)
     pictures = [out / "confusion_matrix.png", out / "misclassified.png"]
     pictures.append(out / "gradcam.png")
+    if args.images:
+        pictures = [out / "images.png"]
     check_writable(*pictures)
     if args.json:
         check_writable(args.json)
@@ -178,7 +182,7 @@ def main(argv=None):
     net = place(restore(checkpoint), device)
     classes = checkpoint["classes"]
     if args.images:
-        options = (device, dtype, args.tta, pictures[2])
+        options = (device, dtype, args.tta, pictures[0])
         results = classify(net, args.images, classes, *options)
         if args.json:
             write_json(args.json, {"checkpoint": args.ckpt, "images": results})

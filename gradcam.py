@@ -83,9 +83,10 @@ def plot_evidence(net, images, labels, probabilities, classes, path):
     for label, guess, other, share in zip(
         labels, predicted, others, confidence[chosen]
     ):
+        place = "second" if guess == label else "actual"
         titles.append(f"{classes[label]}\n→ {classes[guess]} {share:.0%}")
         titles.append(f"evidence for\n{classes[guess]}")
-        titles.append(f"evidence for\n{classes[other]}")
+        titles.append(f"evidence for\n{classes[other]} ({place})")
     heading = (
         "Grad-CAM of right answers, then mistakes: actual → predicted; "
         "each map scaled to its own maximum"

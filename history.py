@@ -55,8 +55,21 @@ class Files:
         if args.find_lr:
             utils.check_writable(self.range_test)
         if self.are_written:
+            self.check_spared(args.init, *(args.teacher or []))
             utils.check_writable(self.best, self.last, self.history, self.run)
             utils.check_writable(self.curves, self.augmented)
+
+    def check_spared(self, *sources):
+        """Raise UserError where a checkpoint that is learned from would be overwritten."""
+        for source in sources:
+            if not source or not Path(source).exists():
+                continue
+            for path in (self.best, self.last):
+                if path.exists() and path.samefile(source):
+                    raise UserError(
+                        f"this training would overwrite {source}, which it learns from: "
+                        "give it a --name"
+                    )
 
     def save_epoch(self, run, history, training):
         """Save what the last epoch of the history left; `run` says what made it."""
@@ -134,12 +147,13 @@ def left_behind(files, run, is_continued):
     checkpoint = load_checkpoint(files.last)
     check_resumable(checkpoint, files.last)
     given, kept = dict(run["args"]), dict(checkpoint["args"])
-    # The images may have moved: that they are the same is checked by their digest.
-    given.pop("data_dir")
-    kept.pop("data_dir", None)
+    # Images and teachers may have moved: their digests say whether they are the same.
+    for name in ("data_dir", "teacher"):
+        given.pop(name, None)
+        kept.pop(name, None)
     differing = differences(given, kept)
-    if run["net"]["rows"] != checkpoint["net"].get("rows"):
-        differing.append("its table was edited")
+    if run["net"] != {"kernels": "free", **checkpoint["net"]}:
+        differing.append("its network was edited")
     if is_continued and differing:
         raise UserError(
             f"--continue: {files.last} is of another training ({', '.join(differing)}): "
@@ -224,12 +238,13 @@ def print_epoch(history, epochs, images):
     print(line, flush=True)
 
 
-def report(history, files, title, smoothing):
+def report(history, files, title, targets):
     """Draw the curves, and print the accuracy of the best and the last epoch.
 
-    `title` says what was trained; `smoothing` is the label smoothing of the training loss.
+    `title` says what was trained, `targets` what the training loss has in place of the
+    plain labels.
     """
-    plot_curves(history, title, smoothing, GOAL, files.curves)
+    plot_curves(history, title, targets, GOAL, files.curves)
     named = (("best", history.best, files.best), ("last", history.rows[-1], files.last))
     for name, row, path in named:
         accuracy = row[f"{history.split}_accuracy"]

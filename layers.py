@@ -14,8 +14,8 @@ from torch import nn
 class Row(NamedTuple):
     """One layer of a table.
 
-    The name is block.layer: the assignment's C1 is the block c1, and so on. Every
-    convolution but the last one of a table is followed by normalisation, ReLU and dropout.
+    The name is block.layer: the assignment's C1 is the block c1, and so on. Every row of
+    convolutions but the last one of a table ends in normalisation, ReLU and dropout.
     """
 
     name: str

@@ -76,16 +76,22 @@ def add_optimizer_options(add):
         "--optimizer",
         choices=DEFAULTS,
         default="muon",
-        help="muon: for all convolutions but depthwise ones and the last layer, with SGD "
-        "for the rest",
+        help="muon: for all convolutions and linear layers but depthwise ones and the last "
+        "layer, with SGD for the rest",
     )
     rates = ", ".join(f"{name} {values['lr']}" for name, values in DEFAULTS.items())
-    add("--lr", type=rate, help=f"peak learning rate (default: {rates})")
+    add(
+        "--lr",
+        type=rate,
+        help="peak learning rate; with muon, that of SGD for the rest (default: "
+        f"{rates})",
+    )
     decays = ", ".join(f"{n} {v['weight_decay']}" for n, v in DEFAULTS.items())
     add(
         "--weight-decay",
         type=rate,
-        help=f"of all but norms and biases (default: {decays})",
+        help="of all but norms and biases; with muon, of what SGD trains of these "
+        f"(default: {decays})",
     )
     add("--muon-lr", type=rate, default=0.04, help="peak learning rate of Muon")
     add("--muon-decay", type=rate, default=0.06, help="weight decay of Muon")
@@ -268,7 +274,7 @@ def resumed_options(parser, checkpoint, given, path):
     What the file says is parsed, and so checked like what a user says.
     """
     for name in given:
-        if name not in NOT_KEPT | {"data_dir"}:
+        if name not in NOT_KEPT | {"data_dir", "teacher"}:  # what may have moved
             raise UserError(
                 "--resume goes on with the options of its training, whose schedule ends "
                 f"with its last epoch: leave out --{name.replace('_', '-')}, or train anew"

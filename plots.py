@@ -33,11 +33,11 @@ def show(metrics, prefix=""):
     return " ".join(parts)
 
 
-def plot_curves(history, title, smoothing, goal, path):
+def plot_curves(history, title, targets, goal, path):
     """Each metric by epoch, of training and of the images that choose the best epoch.
 
-    `history` is a `history.History`, `smoothing` the label smoothing of the training loss,
-    `goal` the accuracy to reach, 0 to 1.
+    `history` is a `history.History`; `targets` says what the training loss has in place of
+    the plain labels, "" for nothing else; `goal` is the accuracy to reach, 0 to 1.
     """
     split, rows, best = history.split, history.rows, history.best
     names = []
@@ -51,8 +51,8 @@ def plot_curves(history, title, smoothing, goal, path):
         is_loss = name.endswith("loss")
         unit, scale = ("", 1) if is_loss else (" %", 100)
         training = "train (augmented)"
-        if is_loss and smoothing:
-            training = f"train (augmented, label smoothing {smoothing:g})"
+        if is_loss and targets:
+            training = f"train (augmented, {targets})"
         for part, label in (("train", training), (split, split)):
             column = f"{part}_{name}"
             points = [(row["epoch"], row[column]) for row in rows if column in row]

@@ -3,7 +3,7 @@
     python train.py [--dataset folder --data-dir FOLDER] [--arch reference] ...
     python train.py --resume last.pt
     python train.py --name NAME --continue ...
-    python train.py --init best.pt --freeze --dataset folder --data-dir FOLDER
+    python train.py --name NAME --init best.pt --freeze --dataset folder --data-dir FOLDER
     python train.py --find-lr
     torchrun --standalone --nproc-per-node=2 train.py ...
 
@@ -15,6 +15,7 @@ import argparse
 import math
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -189,7 +190,7 @@ def make_network(args, resumed, images, device, world):
     if resumed:
         net = restore(resumed)
     elif args.init:
-        net = start_from(load_checkpoint(args.init), images.classes)
+        net = start_from(load_checkpoint(args.init), images.classes, args.init)
     else:
         net = build(
             arch=args.arch,
@@ -225,7 +226,7 @@ def load_teachers(paths, classes, device):
             raise UserError(
                 f"--teacher: the classes of {path} are not those of the images"
             )
-        teachers.append(place(restore(checkpoint), device).eval())
+        teachers.append(place(restore(checkpoint, path), device).eval())
     return teachers
 
 
@@ -283,7 +284,10 @@ def train_epochs(training, loader, images, history, run, files):
             f"\ninterrupted: {len(history.rows)} of {args.epochs} epochs are finished"
         )
         if history.rows and not args.dry_run:
-            print(f"to go on: python train.py --resume {files.last}")
+            command = ["python", "train.py", "--resume", str(files.last)]
+            print(
+                f"to go on: {subprocess.list2cmdline(command)}"
+            )  # in quotes if need be
     return history
 
 
@@ -334,7 +338,12 @@ def finish(training, history, title, images, files):
     if args.dataset == "folder":
         shown = Path(args.data_dir).absolute().name
     title = f"{title}: {shown}, {args.optimizer}, seed {args.seed}"
-    report(history, files, title, args.label_smoothing)
+    targets = []
+    if args.label_smoothing:
+        targets.append(f"label smoothing {args.label_smoothing:g}")
+    if args.teacher:
+        targets.append("soft labels")
+    report(history, files, title, ", ".join(targets))
     if args.val_size:
         chosen = place(restore(load_checkpoint(files.best)), training.device)
         pictures, labels = images.splits["test"]
@@ -370,6 +379,8 @@ def train_seeds(args, device, world):
     if troubles:
         raise UserError("; ".join(troubles))
     status = max(world.gather([status]))
+    if status and not args.dry_run:
+        print("to go on with all seeds: the same command with --continue")
     if status == 0 and world.rank == 0 and not args.dry_run:
         print()
         folders = [str(out / f"seed-{seed}") for seed in seeds]

@@ -85,8 +85,12 @@ class Training:
         self.teachers = teachers
         self.device = next(net.parameters()).device
         # With equal parts of the batch, the mean of the processes' gradients is its own.
-        self.forward = DistributedDataParallel(net) if world.size > 1 else net
-        if world.size > 1:  # said of 1x1 kernels, which are the same in either layout
+        self.forward = net
+        if world.size > 1:
+            # A class of one's own may have layers that it does not use.
+            is_class = net.config["rows"] is None
+            self.forward = DistributedDataParallel(net, find_unused_parameters=is_class)
+            # Said of 1x1 kernels, which are the same in either layout.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
         self.ema = EMA(net, decay=1 - 1 / max(1, args.ema * steps))
         self.optimizers = make_optimizers(net, head, args)

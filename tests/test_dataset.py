@@ -567,6 +567,11 @@ def test_make_train_without_network_shows_the_demonstration(monkeypatch, call):
     assert "on the 360 images of digits" in output
 
 
+def test_demonstration_evaluates_what_it_trained(monkeypatch, call):
+    monkeypatch.setattr(demo, "evaluate", None)  # nothing to evaluate
+    assert call(demo.main, "--dry-run", "--arch", "small", "-j", 0)[0] == 0
+
+
 def test_seeds_without_network_show_the_demonstration_too(monkeypatch, call):
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     monkeypatch.setattr(demo, "main", lambda _: 0)

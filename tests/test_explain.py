@@ -140,7 +140,7 @@ def test_own_images(trained, call, fails, tmp_path):
             assert sum(shares) <= 1.000001
             name = max(result["classes"], key=result["classes"].get)
             assert f"{name} {shares[0]:.1%}" in output
-    assert np.asarray(Image.open("out/gradcam.png")).std() > 0
+    assert np.asarray(Image.open("out/images.png")).std() > 0
     shutil.rmtree(folder)
     folder.mkdir()
     assert "no images in" in fails(evaluate.main, *options, "--images", "own")
@@ -160,7 +160,9 @@ def test_of_many_own_images_the_first_are_pictured(
         evaluate.main, "--ckpt", "results/a/best.pt", "--images", *files
     )
     assert status == 0
-    assert [line.split()[0] for line in output.splitlines()] == files
+    classified, picture = output.split("\n\n")
+    assert [line.split()[0] for line in classified.splitlines()] == files
+    assert "images.png" in picture
     ((cells, titles, *_),) = drawn
     assert torch.equal(cells[0], images[2])
     assert torch.equal(cells[2], images[0])
@@ -287,7 +289,9 @@ def test_evidence_is_of_two_right_answers_and_four_mistakes(
         assert first == f"evidence for\n{guess}"
         assert second != first
         if number >= 2:
-            assert second == f"evidence for\n{actual}"
+            assert second == f"evidence for\n{actual} (actual)"
+        else:
+            assert second.endswith(" (second)")
 
 
 def test_curves_show_all_but_the_first_epochs(monkeypatch):
@@ -303,7 +307,9 @@ def test_curves_show_all_but_the_first_epochs(monkeypatch):
             "train_accuracy": accuracy,
         }
         rows.append(row | {"test_loss": 1 - 0.02 * epoch, "test_accuracy": accuracy})
-    plots.plot_curves(History("test", rows), "a title", 0.1, 0.85, "curves.png")
+    plots.plot_curves(
+        History("test", rows), "a title", "label smoothing 0.1", 0.85, "curves.png"
+    )
     (figure,) = drawn
     assert figure.get_suptitle() == "a title"
     loss, accuracy = figure.axes

@@ -361,7 +361,12 @@ def test_continue_refuses_another_training(stopped, monkeypatch):
     rows = ARCHS["small"]
     edited = [rows[0]._replace(channels=24), *rows[1:]]
     monkeypatch.setitem(ARCHS, "small", edited)
-    with pytest.raises(UserError, match="its table was edited"):
+    with pytest.raises(UserError, match="its network was edited"):
+        train_here(stopped, *options, 3)
+    monkeypatch.setitem(ARCHS, "small", rows)
+    # As --init from a file that was replaced would change it.
+    monkeypatch.setattr(train, "mean_and_std", lambda _: ([0.1] * 3, [0.2] * 3))
+    with pytest.raises(UserError, match="its network was edited"):
         train_here(stopped, *options, 3)
     assert (stopped / "last.pt").read_bytes() == before
 
@@ -418,7 +423,9 @@ def test_resume_of_a_training_begun_with_init_is_exact(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("others", [[], ["best.pt"]])
-def test_resume_of_a_training_with_a_teacher_is_exact(trained, tmp_path, fails, others):
+def test_resume_of_a_training_with_a_teacher_is_exact(
+    trained, tmp_path, call, fails, others
+):
     teacher = tmp_path / "teacher.pt"
     shutil.copy(trained / "best.pt", teacher)
     options = ["--teacher", teacher]
@@ -435,6 +442,10 @@ def test_resume_of_a_training_with_a_teacher_is_exact(trained, tmp_path, fails, 
     assert "not the checkpoint it was" in fails(train.main, "--resume", last)
     teacher.unlink()
     assert "no checkpoint" in fails(train.main, "--resume", last)
+    moved = []
+    for name in ["best.pt", *others]:
+        moved += ["--teacher", trained / name]
+    assert call(train.main, "--resume", last, *moved)[0] == 0
 
 
 def test_resume_with_one_more_figure(stopped, monkeypatch):

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, run_script, run_train
+from torch import nn
 
 import compare
 import distributed
@@ -411,6 +412,39 @@ def test_a_teacher_has_the_classes_of_the_images(trained, call, fails, image_fol
     status, output, errors = call(train.main, *QUICK, *teacher)
     assert status == 0, errors
     assert f"teacher   {teacher[1]}" in output
+
+
+@pytest.mark.parametrize("option", ["--init", "--teacher"])
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_what_a_training_learns_from_is_not_overwritten(trained, fails, option, name):
+    for file in ("best.pt", "last.pt"):
+        shutil.copy(trained[0] / file, file)
+    data = ["--dataset", "digits", "-j", 0]
+    errors = fails(train.main, *data, option, name)
+    assert f"would overwrite {name}, which it learns from" in errors
+
+
+class TwoHeads(nn.Module):
+    """Scores that are normalised once more: two layers have as many channels as classes."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, classes, 32)
+        self.norm = nn.BatchNorm1d(classes)
+
+    def forward(self, images):
+        return self.norm(self.conv(images).flatten(1))
+
+
+def test_start_on_other_classes_with_two_layers_of_them(
+    call, fails, monkeypatch, image_folder
+):
+    monkeypatch.setitem(ARCHS, "two heads", TwoHeads)
+    data = ["--dataset", "digits", "-j", 0, "--epochs", 1]
+    assert call(train.main, *data, "--arch", "two heads", "--name", "ten")[0] == 0
+    data = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
+    errors = fails(train.main, *data, "--init", "results/ten/best.pt")
+    assert "has 10 classes as well, not 2" in errors
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ machine say little.
 """
 
 import functools
-import os
 import statistics
 import sys
 from collections import deque
@@ -28,11 +27,12 @@ import options
 import train
 import utils
 from dataset import SIDE, AugmentedImages, augmentation, training_loader
-from distributed import ALONE
+from distributed import ALONE, cores
 from layers import Depthwise
 from machine import (
     add_device_options,
     compile_where_it_pays,
+    keep_freed_memory,
     pick_device,
     pick_precision,
 )
@@ -182,7 +182,7 @@ def bench_augmentation(data):
 def bench_loader(data, device):
     args, _ = options.parse_arguments([])
     print("\nLoader: images a second")
-    for workers in range(os.cpu_count() + 1)[:5]:
+    for workers in range(cores() + 1)[:5]:
         loader = training_loader(data, args.batch_size, 0, workers, device)
         (time,) = seconds(functools.partial(deque, loader, 0))  # takes and forgets
         show(f"{workers} workers", COUNT / time)
@@ -216,6 +216,7 @@ def main(argv=None):
     add_device_options(parser.add_argument)
     args = parser.parse_args(argv)
     device = pick_device(args.device)
+    keep_freed_memory(device)  # as train.py does
     labels = torch.randint(10, (COUNT,))
     images = torch.randint(256, (COUNT, SIDE, SIDE, 3), dtype=torch.uint8)
     data = AugmentedImages(images, labels, augmentation(MEAN), 0)

@@ -2,7 +2,7 @@
 
     python tools/demo.py [options of train.py]
 
-Everything goes into results/demo.
+Everything goes into results/demo, whatever the options say.
 """
 
 import sys
@@ -21,8 +21,10 @@ EVALUATION = ["--ckpt", f"{OUT}/best.pt", "--out", OUT]
 
 def main(argv=None):
     options = sys.argv[1:] if argv is None else argv
-    digits = ["--dataset", "digits", "--epochs", "10", "--name", "demo"]
-    return train.main([*digits, *options]) or evaluate.main(EVALUATION)
+    digits = ["--dataset", "digits", "--epochs", "10"]
+    status = train.main([*digits, *options, "--name", "demo"])
+    is_trained = "--dry-run" not in options and "--find-lr" not in options
+    return evaluate.main(EVALUATION) if is_trained and status == 0 else status
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from published import PublishedNet
 
 from compare import read_run
 from graph import record
-from model import Net
+from model import ARCHS, Net
 from plots import save_figure
 from rules import GOAL
-from utils import Parser, check_writable, run
+from utils import Parser, UserError, check_writable, run
 
 IMAGES = 50_000  # in an epoch
 LOG = ROOT / "docs" / "published_log.csv"
@@ -43,11 +43,14 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_writable(args.out)
 
+    ARCHS["published"] = PublishedNet  # a training of it can be drawn, too
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
     for folder in args.folders:
         training = read_run(folder)
         config = json.loads((folder / "run.json").read_text())["net"]
+        if config["rows"] is None and config["arch"] not in ARCHS:
+            raise UserError(f"the class '{config['arch']}' of {folder} is not in ARCHS")
         plot(axes, training.accuracies, Net(**config), f"{config['arch']}, JPEG q75")
     with open(LOG, newline="") as file:
         published = [float(row["accuracy"]) for row in csv.DictReader(file)]
