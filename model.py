@@ -367,8 +367,8 @@ def add_network_options(parser):
     add(
         "--kernels",
         choices=KERNELS,
-        help="mirrored: half of each layer's kernels are the mirror images of the others; "
-        "free: none are (default: mirrored, but for reference and classes)",
+        help="mirrored: half of the kernels of each layer but the last are the mirror images "
+        "of the others; free: none are (default: mirrored, but for reference and classes)",
     )
     add(
         "--dropout",

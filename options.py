@@ -90,8 +90,8 @@ def add_optimizer_options(add):
     add(
         "--weight-decay",
         type=rate,
-        help="of all but norms and biases; with muon, of what SGD trains of these "
-        f"(default: {decays})",
+        help="weight decay of all but norms and biases; with muon, of those that SGD "
+        f"trains (default: {decays})",
     )
     add("--muon-lr", type=rate, default=0.04, help="peak learning rate of Muon")
     add("--muon-decay", type=rate, default=0.06, help="weight decay of Muon")

@@ -52,7 +52,7 @@ def plot_curves(history, title, targets, goal, path):
         unit, scale = ("", 1) if is_loss else (" %", 100)
         training = "train (augmented)"
         if is_loss and targets:
-            training = f"train (augmented, {targets})"
+            training = f"train (augmented,\n{targets})"  # narrow, to hide no line
         for part, label in (("train", training), (split, split)):
             column = f"{part}_{name}"
             points = [(row["epoch"], row[column]) for row in rows if column in row]

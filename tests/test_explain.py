@@ -317,7 +317,7 @@ def test_curves_show_all_but_the_first_epochs(monkeypatch):
     assert 10 < low < 72.5
     assert high > 85
     labels = [text.get_text() for text in loss.get_legend().get_texts()]
-    assert "train (augmented, label smoothing 0.1)" in labels
+    assert "train (augmented,\nlabel smoothing 0.1)" in labels
 
 
 def test_confusion_matrix_shows_mistakes_in_colour_and_shares(monkeypatch):
