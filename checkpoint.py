@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from model import ARCHS, Net, try_out
+from graph import try_out
+from model import ARCHS, Net
 from utils import UserError, check_regular_file, is_text, line_of, write_file
 
 FORMAT = 2  # of checkpoints; one of another number is refused
@@ -63,6 +64,7 @@ def load_checkpoint(path, named_by="--ckpt"):
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version: train it again")
     check_contents(checkpoint, path)
+    checkpoint["net"].setdefault("kernels", "free")  # older ones name none
     return checkpoint
 
 
@@ -90,9 +92,8 @@ def check_resumable(checkpoint, path):
 def restore(checkpoint, name="the checkpoint"):
     """The `Net` of a loaded checkpoint, with its weights; UserError if it has none.
 
-    `name` is what the error calls the checkpoint.
     A table is in the checkpoint. A class of one's own has to be in ARCHS still, under the
-    same name, and to fit the weights.
+    same name, and to fit the weights. `name` is what the error calls the checkpoint.
     """
     config, weights = checkpoint["net"], checkpoint["weights"]
     arch = config["arch"]

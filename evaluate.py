@@ -27,9 +27,10 @@ from machine import (
     pick_precision,
     place,
 )
-from model import title_of, trace
+from model import trace
 from plots import plot_confusion, plot_images, plot_mistakes, show
 from rules import checklist, print_checklist
+from summary import title_of
 from utils import Parser, UserError, check_writable, printable, run, write_json
 
 PICTURED = 60  # images of --images at most: each takes memory, and all must be readable
@@ -168,10 +169,10 @@ def parse_arguments(argv):
 def main(argv=None):
     args = parse_arguments(argv)
     out = Path(args.out)
-    pictures = [out / "confusion_matrix.png", out / "misclassified.png"]
-    pictures.append(out / "gradcam.png")
+    names = ["confusion_matrix.png", "misclassified.png", "gradcam.png"]
     if args.images:
-        pictures = [out / "images.png"]
+        names = ["images.png"]
+    pictures = [out / name for name in names]
     check_writable(*pictures)
     if args.json:
         check_writable(args.json)

@@ -9,19 +9,12 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from operations import (
-    HANDLERS,
-    Call,
-    Unknown,
-    Value,
-    Window,
-    as_map,
-    map_size,
-    pointwise,
-)
+from dimensions import Call, Unknown, Value, Window, as_map, map_size
+from operations import HANDLERS, pointwise
 from skipping import compute_unread
 
 DECIDES = "a value computed from the image decides what runs"
@@ -204,3 +197,32 @@ def record(net, size=32, is_skipping=False):
     else:
         last = Node("", STOPPED, [nodes[-1]], unknown=reason)
     return [*nodes, last]
+
+
+def computed_macs(net):
+    """The multiply-adds of an image that are computed, without those that no layer reads."""
+    return sum(node.macs for node in record(net, is_skipping=True))
+
+
+def try_out(net, size=32):
+    """Scores (2, classes) of two black images of size x size pixels, and the layer that gives them.
+
+    That layer is the last convolution or linear layer that runs; None where there is none.
+    """
+    ran = []
+
+    def note(layer, inputs, output):
+        ran.append(layer)
+
+    hooks = []
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            hooks.append(module.register_forward_hook(note))
+    was_training = net.training
+    images = torch.zeros(2, 3, size, size, dtype=torch.uint8, device=net.mean.device)
+    with torch.no_grad():
+        scores = net.eval()(images)
+    net.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return scores, ran[-1] if ran else None

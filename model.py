@@ -8,28 +8,17 @@ a variant, change rows of a table, or add a table or a class of your own to ARCH
 summary, the rules and the training follow.
 """
 
-import inspect
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from graph import record
-from layers import (
-    KEEPS_CHANNELS,
-    NORMS,
-    Row,
-    make_layer,
-    mirror_kernels,
-    size_after,
-)
+from body import CLASSES, TableNet, check_options, make_own
+from graph import computed_macs, record, try_out
+from layers import NORMS, Row
 from rules import checklist, count_parameters, print_checklist
-from skipping import skip_unread
-from summary import plot_network, print_summary, summarise
+from summary import plot_network, print_summary, summarise, title_of
 from utils import Parser, UserError, check_writable, line_of, number, run
-
-SIDE = 32  # pixels: height and width of the images
-CLASSES = "classes"  # as a row's channels: as many as the data set has
 
 # fmt: off
 ARCHS = {
@@ -103,45 +92,6 @@ FREE = {"reference"}  # the tables that want all their kernels free by default
 DROPOUT = {"reference": 0.05}  # the tables that want another default than 0
 
 
-class TableNet(nn.Module):
-    """The network of a table: images (N, 3, H, W) to scores (N, classes, 1, 1).
-
-    Raises ValueError, naming the row, where a row makes no layer for 32x32 images.
-    """
-
-    def __init__(self, rows, classes, norm, dropout, kernels="free"):
-        super().__init__()
-        channels, size, layers, blocks = 3, SIDE, [], []
-        for row in rows:
-            is_last = row is rows[-1]
-            if row.channels == CLASSES:
-                row = row._replace(channels=classes)
-            size = size_after(row, size)
-            if size > 4 * SIDE:  # of a damaged file, say: it would take all memory
-                raise ValueError(f"row {row.name}: a map of {size}x{size} is too large")
-            block, _, name = row.name.partition(".")
-            if block not in blocks:
-                self.add_module(block, nn.Sequential())
-                blocks.append(block)
-            elif block != blocks[-1]:  # `forward` runs block by block
-                raise ValueError(
-                    f"row {row.name}: the rows of {block} must follow one another"
-                )
-            layer = make_layer(row, channels, norm, dropout, is_last)
-            if kernels == "mirrored" and not is_last:
-                mirror_kernels(layer)
-            self.get_submodule(block).add_module(name, layer)
-            layers.append(layer)
-            if row.kind not in KEEPS_CHANNELS:
-                channels = row.channels
-        skip_unread(layers)
-
-    def forward(self, x):
-        for block in self.children():
-            x = block(x)
-        return x
-
-
 class Net(nn.Module):
     """A network of ARCHS behind its normalisation: uint8 images (N, 3, H, W), or floats
     from 0 to 255, to scores (N, classes).
@@ -184,42 +134,6 @@ class Net(nn.Module):
         return self.body(x).flatten(1)
 
 
-def make_own(make, classes, norm, dropout):
-    """Call a class of one's own with those of the options that its signature names.
-
-    A `dropout` of None is not passed on: the default of the class holds.
-    """
-    options = {"classes": classes, "norm": norm, "dropout": dropout}
-    if dropout is None:
-        del options["dropout"]
-    named = inspect.signature(make).parameters
-    return make(**{name: value for name, value in options.items() if name in named})
-
-
-def try_out(net):
-    """Scores (2, classes) of two black images, and the layer that gives them.
-
-    That layer is the last convolution or linear layer that runs; None where there is none.
-    """
-    ran = []
-
-    def note(layer, inputs, output):
-        ran.append(layer)
-
-    hooks = []
-    for module in net.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            hooks.append(module.register_forward_hook(note))
-    was_training = net.training
-    images = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8, device=net.mean.device)
-    with torch.no_grad():
-        scores = net.eval()(images)
-    net.train(was_training)
-    for hook in hooks:
-        hook.remove()
-    return scores, ran[-1] if ran else None
-
-
 def build(
     arch,
     downsample,
@@ -235,7 +149,7 @@ def build(
     Raises UserError where it makes no network for 32x32 images.
     """
     if callable(ARCHS[arch]):
-        check_options(arch, downsample, norm, dropout, kernels)
+        check_options(ARCHS[arch], arch, downsample, norm, dropout, kernels)
         rows, kernels = None, "free"
     else:
         rows = table(arch, downsample)
@@ -255,19 +169,6 @@ def build(
             f"{tuple(scores.shape)}, not (2, {classes})"
         )
     return net
-
-
-def check_options(arch, downsample, norm, dropout, kernels):
-    """Raise UserError for an option that a class of one's own would not heed."""
-    named = inspect.signature(ARCHS[arch]).parameters
-    if downsample != "dilated":
-        raise UserError(f"--downsample changes rows of a table; '{arch}' is none")
-    if kernels == "mirrored":
-        raise UserError(f"--kernels mirrored is for tables; '{arch}' is none")
-    if norm != "batch" and "norm" not in named:
-        raise UserError(f"'{arch}' takes no norm: leave out --norm")
-    if dropout is not None and "dropout" not in named:
-        raise UserError(f"'{arch}' takes no dropout: leave out --dropout")
 
 
 def table(arch, downsample):
@@ -349,14 +250,6 @@ def axis_after(node, number):
     return axis.slide(node.size[number], kernel, stride, padding, dilation)
 
 
-def title_of(config, downsample):
-    """A network in words, by its `Net.config`."""
-    if config["rows"] is None:
-        return f"{config['arch']}, a class"
-    kernels = config.get("kernels", "free")
-    return f"{config['arch']}, {downsample}, {config['norm']} norm, {kernels} kernels"
-
-
 def add_network_options(parser):
     """Add the options that choose a network: the first arguments of `build`."""
     add = parser.add_argument_group("network").add_argument
@@ -390,18 +283,12 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.plot:
         check_writable(args.plot)
-    net = build(
-        arch=args.arch,
-        downsample=args.downsample,
-        norm=args.norm,
-        dropout=args.dropout,
-        kernels=args.kernels,
-    )
+    choice = (args.arch, args.downsample, args.norm, args.dropout)
+    net = build(*choice, kernels=args.kernels)
     nodes = trace(net)
     lines = summarise(net, nodes)
     total = count_parameters(net)
-    computed = sum(node.macs for node in record(net, is_skipping=True))
-    print_summary(lines, total, computed)
+    print_summary(lines, total, computed_macs(net))
     if args.plot:
         plot_network(lines, title_of(net.config, args.downsample), args.plot)
         print(f"Picture: {args.plot}")

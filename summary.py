@@ -100,6 +100,14 @@ def print_summary(lines, total, computed):
         print(f"{computed:,} of them are computed: no layer reads what the others give")
 
 
+def title_of(config, downsample):
+    """A network in words, by its `Net.config`."""
+    if config["rows"] is None:
+        return f"{config['arch']}, a class"
+    norm, kernels = config["norm"], config["kernels"]
+    return f"{config['arch']}, {downsample}, {norm} norm, {kernels} kernels"
+
+
 def times(sizes):
     """Such as 3x3."""
     return "x".join(map(str, sizes))

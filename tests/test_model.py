@@ -13,27 +13,19 @@ from torch import nn
 
 import model
 import summary
+from body import TableNet
+from graph import try_out
 from layers import (
     KINDS,
     NORMS,
     Conv,
     Depthwise,
     Residual,
+    Row,
     SqueezeExcitation,
     size_after,
 )
-from model import (
-    ARCHS,
-    DOWNSAMPLE,
-    KERNELS,
-    Net,
-    Row,
-    TableNet,
-    build,
-    table,
-    trace,
-    try_out,
-)
+from model import ARCHS, DOWNSAMPLE, KERNELS, Net, build, table, trace
 from skipping import compute_unread
 from utils import UserError
 

@@ -9,7 +9,8 @@ from torch import nn
 
 import optim
 import training
-from model import build, try_out
+from graph import try_out
+from model import build
 from options import parse_arguments
 from training import Training
 

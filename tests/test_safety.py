@@ -27,6 +27,7 @@ from torch import nn
 from torchvision.datasets import CIFAR10
 
 import evaluate
+import prepare
 import train
 from checkpoint import FORMAT, load_checkpoint, restore, save_checkpoint
 from dataset import load, read_image
@@ -342,6 +343,27 @@ def test_continue_begins_goes_on_and_ends(trained, tmp_path, capsys):
     assert_same_training(trained, folder)
 
 
+def test_interrupted_seeds_say_how_to_go_on(tmp_path, capsys):
+    options = [
+        *SMALL,
+        "--epochs",
+        "2",
+        "-j",
+        "0",
+        "--seeds",
+        "2",
+        "--name",
+        "two words",
+    ]
+    assert train_here(tmp_path, *options, stop_in=2) == 130
+    output = capsys.readouterr().out
+    first = os.path.join("results", "two words", "seed-0", "last.pt")
+    assert f'to go on: python train.py --resume "{first}"\n' in output
+    assert "to go on with all seeds: the same command with --continue" in output
+    assert train_here(tmp_path, *options, "--continue") == 0
+    assert epochs_in(capsys.readouterr().out) == ["2/2", "1/2", "2/2"]
+
+
 def epochs_in(output):
     """The epochs that were trained, as a training prints them."""
     return re.findall(r"^epoch (\S+)", output, re.MULTILINE)
@@ -365,7 +387,7 @@ def test_continue_refuses_another_training(stopped, monkeypatch):
         train_here(stopped, *options, 3)
     monkeypatch.setitem(ARCHS, "small", rows)
     # As --init from a file that was replaced would change it.
-    monkeypatch.setattr(train, "mean_and_std", lambda _: ([0.1] * 3, [0.2] * 3))
+    monkeypatch.setattr(prepare, "mean_and_std", lambda _: ([0.1] * 3, [0.2] * 3))
     with pytest.raises(UserError, match="its network was edited"):
         train_here(stopped, *options, 3)
     assert (stopped / "last.pt").read_bytes() == before

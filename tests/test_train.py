@@ -17,6 +17,7 @@ from torch import nn
 import compare
 import distributed
 import evaluate
+import history
 import train
 import training
 import utils
@@ -27,6 +28,7 @@ from model import ARCHS
 sys.path.insert(0, str(ROOT / "tools"))
 
 import bench
+import plot_cost
 import teacher
 
 RECIPE = ["--optimizer", "muon", "--lr", "0.3", "--muon-lr", "0.03", "--ema", "0.02"]
@@ -405,13 +407,19 @@ def test_start_from_trained_weights(trained, call, image_folder, fails):
     assert "leave out --arch" in fails(train.main, *options, "--arch", "own")
 
 
-def test_a_teacher_has_the_classes_of_the_images(trained, call, fails, image_folder):
+def test_a_teacher_has_the_classes_of_the_images(
+    trained, call, fails, image_folder, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(history, "plot_curves", lambda *given: drawn.append(given))
     teacher = ["--teacher", trained[0] / "best.pt"]
     data = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
     assert "are not those of the images" in fails(train.main, *data, *teacher)
     status, output, errors = call(train.main, *QUICK, *teacher)
     assert status == 0, errors
     assert f"teacher   {teacher[1]}" in output
+    ((_, _, targets, _, _),) = drawn
+    assert targets == "label smoothing 0.1, soft labels"
 
 
 @pytest.mark.parametrize("option", ["--init", "--teacher"])
@@ -445,6 +453,14 @@ def test_start_on_other_classes_with_two_layers_of_them(
     data = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
     errors = fails(train.main, *data, "--init", "results/ten/best.pt")
     assert "has 10 classes as well, not 2" in errors
+
+
+def test_cost_of_a_class_that_has_gone(call, fails, monkeypatch):
+    options = [*QUICK, "--epochs", 1, "--arch", "own", "--name", "own"]
+    assert call(train.main, *options)[0] == 0
+    monkeypatch.delitem(ARCHS, "own")
+    errors = fails(plot_cost.main, "results/own", "--out", "cost.png")
+    assert "the class 'own' of results/own is not in ARCHS" in errors
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ import train
 import utils
 from dataset import SIDE, AugmentedImages, augmentation, training_loader
 from distributed import ALONE, cores
+from graph import try_out
 from layers import Depthwise
 from machine import (
     add_device_options,
@@ -36,7 +37,7 @@ from machine import (
     pick_device,
     pick_precision,
 )
-from model import build, try_out
+from model import build
 from training import Training
 
 try:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from published import PublishedNet
 
 from compare import read_run
-from graph import record
+from graph import computed_macs
 from model import ARCHS, Net
 from plots import save_figure
 from rules import GOAL
@@ -28,11 +28,6 @@ from utils import Parser, UserError, check_writable, run
 
 IMAGES = 50_000  # in an epoch
 LOG = ROOT / "docs" / "published_log.csv"
-
-
-def multiply_adds(net):
-    """The multiply-adds of one image's forward pass, as they are computed."""
-    return sum(node.macs for node in record(net, is_skipping=True))
 
 
 def main(argv=None):
@@ -75,7 +70,7 @@ def main(argv=None):
 
 def plot(axes, accuracies, net, label):
     """Draw a training's accuracy by the multiply-adds of its epochs so far."""
-    cost = multiply_adds(net) * IMAGES
+    cost = computed_macs(net) * IMAGES
     spent = [cost * epoch / 1e12 for epoch in range(1, len(accuracies) + 1)]
     values = [100 * accuracy for accuracy in accuracies]
     label = f"{label}: {values[-1]:.2f} % after {len(values)} epochs"

@@ -2,9 +2,9 @@
 
     python tools/published.py --dataset folder --data-dir FOLDER --epochs 60 ...
 
-takes the options of train.py but --resume: --continue goes on. The network is stride-free: 197,858 parameters and 200
-million multiply-adds an image; published are 92.00 % after 58 epochs on the original files
-(Sagar063/week7_ERAV4_CIFAR_10_Model_Experiments). It trains in the loop of train.py, in its
+takes the options of train.py but --resume: --continue goes on. The network is stride-free:
+197,858 parameters and 200 million multiply-adds an image; published are 92.00 % after 58
+epochs on the original files (Sagar063/week7_ERAV4_CIFAR_10_Model_Experiments). It trains in the loop of train.py, in its
 precision and compiled where that is, so that the minutes compare networks and recipes alone.
 """
 
@@ -18,10 +18,13 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 import dataset
+import prepare
 import train
 import training
 import utils
-from model import ARCHS, CLASSES, Row, TableNet
+from body import CLASSES, TableNet
+from layers import Row
+from model import ARCHS
 
 ROWS = [
     Row("c1.conv1",   24,  3, 1, 1, 1, "plain"),
@@ -64,7 +67,7 @@ def published_schedules(optimizers, args, steps):
 
 def main():
     ARCHS["published"] = PublishedNet
-    train.augmentation = published_augmentation
+    prepare.augmentation = published_augmentation
     training.make_schedules = published_schedules
     recipe = ["--arch=published", "--optimizer=sgd", "--lr=0.1", "--weight-decay=5e-4"]
     recipe += ["--label-smoothing=0", "--ema=0"]
