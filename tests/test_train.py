@@ -455,6 +455,19 @@ def test_start_on_other_classes_with_two_layers_of_them(
     assert "has 10 classes as well, not 2" in errors
 
 
+def test_checkpoint_of_before_there_were_mirrored_kernels(call):
+    """It names no kernels: all of them are free."""
+    options = [*QUICK, "--epochs", 1, "--kernels", "free"]
+    assert call(train.main, *options)[0] == 0
+    checkpoint = load_checkpoint("last.pt")
+    del checkpoint["net"]["kernels"], checkpoint["format"]
+    save_checkpoint("older.pt", checkpoint)
+    status, output, errors = call(evaluate.main, "--ckpt", "older.pt")
+    assert status == 0, errors
+    assert "batch norm, free kernels" in output
+    assert f"accuracy {checkpoint['accuracy']:.2%}" in output
+
+
 def test_cost_of_a_class_that_has_gone(call, fails, monkeypatch):
     options = [*QUICK, "--epochs", 1, "--arch", "own", "--name", "own"]
     assert call(train.main, *options)[0] == 0
