@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from layers import Depthwise
+from layers import Conv
 from utils import UserError
 
 # How many images a training has in all where compiling is won back, by kind of device. It
@@ -183,16 +183,27 @@ def compile_where_it_pays(training, choice, image_count, batch, world):
     return False
 
 
-def warn_of_wrong_gradients(net, device, dtype):
-    """Warn of depthwise kernels that PyTorch trains wrongly here; see `Depthwise`."""
-    if device.type != "cpu" or dtype != torch.bfloat16:
+def warn_of_unsafe_layers(net, device, dtype):
+    """Warn of convolutions that PyTorch trains wrongly on this CPU; those of layers.py are right.
+
+    See `Depthwise` and `Conv` there.
+    """
+    if device.type != "cpu":
         return
     for name, module in net.named_modules():
-        if not isinstance(module, nn.Conv2d) or isinstance(module, Depthwise):
+        if not isinstance(module, nn.Conv2d) or isinstance(module, Conv):
             continue
-        if module.groups > 1 and max(module.dilation) > 1:
+        name = name.removeprefix("body.")
+        is_dilated = module.groups > 1 and max(module.dilation) > 1
+        is_strided = module.kernel_size == (1, 1) and max(module.stride) > 1
+        channels = module.in_channels // module.groups  # that each kernel reads
+        if dtype == torch.bfloat16 and is_dilated:
             print(
-                f"warning   {name.removeprefix('body.')}: gradients of dilated depthwise "
-                "kernels in bfloat16 are wrong on some CPUs: take Depthwise of layers.py, "
-                "or --amp off"
+                f"warning   {name}: gradients of dilated depthwise kernels in bfloat16 are "
+                "wrong on some CPUs: take Depthwise of layers.py, or --amp off"
+            )
+        if dtype == torch.float32 and is_strided and channels < 16:
+            print(
+                f"warning   {name}: a strided 1x1 convolution of fewer than 16 channels may "
+                "end the training on CPUs: take Conv of layers.py"
             )

@@ -1,11 +1,10 @@
 """Outputs that no layer reads, and how the layers of a table leave them out."""
 
-import functools
 from itertools import pairwise
 
 from torch import nn
 
-from layers import Conv, Depthwise, Residual, Same
+from layers import Conv, Residual, Same
 
 # What a layer may hold besides its kernel and still skip pixels; others skip none.
 PIXELWISE = (nn.BatchNorm2d, nn.ReLU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Dropout, Same)
@@ -33,11 +32,11 @@ def skip_unread(layers):
 def compute_unread(net):
     """Undo `skip_unread`, and let each convolution run as it is written in the table."""
     for module in net.modules():
-        if isinstance(module, (Conv, Same)):
+        if isinstance(module, Conv):
+            module.forward = module.as_written
+        if isinstance(module, Same):
             module.step = 1
             module.is_thinned = False
-        if isinstance(module, Depthwise):
-            module.forward = functools.partial(Conv.forward, module)
 
 
 def reading(layer):

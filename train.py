@@ -47,8 +47,8 @@ from machine import (
     pick_device,
     pick_precision,
     place,
+    warn_of_unsafe_layers,
     warn_of_unused_gpu,
-    warn_of_wrong_gradients,
 )
 from model import trace
 from options import parse_arguments
@@ -109,7 +109,7 @@ def train(args, resumed, device, world=ALONE):
     title = title_of(net.config, args.downsample)
     print_header(args, title, rules, run["made_with"])
     warn_of_unused_gpu(device)
-    warn_of_wrong_gradients(net, device, dtype)
+    warn_of_unsafe_layers(net, device, dtype)
     if args.find_lr:
         return suggest_rates(training, loader, files)
 

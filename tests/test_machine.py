@@ -21,6 +21,7 @@ import machine
 import train
 from checkpoint import load_checkpoint
 from distributed import ALONE
+from layers import Conv
 from model import Net, build
 from training import Training
 
@@ -247,6 +248,26 @@ def test_gpu_that_is_not_used_is_said(monkeypatch, capsys, listed, cuda, warning
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # --device cpu
     machine.warn_of_unused_gpu(CPU)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "warned"),
+    [
+        (CPU, torch.float32, ["narrow"]),
+        (CPU, torch.bfloat16, ["dilated"]),
+        (CUDA, torch.float32, []),
+    ],
+)
+def test_layers_that_are_unsafe_on_cpus_are_named(capsys, device, dtype, warned):
+    net = torch.nn.ModuleDict()
+    net["narrow"] = torch.nn.Conv2d(8, 16, 1, 2)
+    net["wide"] = torch.nn.Conv2d(16, 16, 1, 2)
+    net["whole"] = torch.nn.Conv2d(8, 16, 1)
+    net["dilated"] = torch.nn.Conv2d(8, 8, 3, dilation=2, groups=8)
+    net["ours"] = Conv(8, 16, 1, 2, 0, 1)
+    machine.warn_of_unsafe_layers(net, device, dtype)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == [f"{name}:" for name in warned]
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from nets import SMALL, OwnNet
 from test_rules import edit
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import model
 import summary
@@ -59,6 +60,13 @@ def test_downsamplings_are_what_they_are_called():
         assert conv.padding == (0, 0)
 
 
+def gradients_of(conv, x):
+    """A layer's map, and the gradients of a function of it for the input and the kernels."""
+    y = conv(x)
+    weights = torch.arange(y.numel(), dtype=y.dtype).view_as(y)
+    return y, *torch.autograd.grad((y * weights).sum(), (x, conv.weight))
+
+
 @pytest.mark.parametrize(
     "kernel, stride, padding, dilation",
     [
@@ -77,13 +85,46 @@ def test_depthwise_convolutions_are_pytorchs(kernel, stride, padding, dilation, 
     theirs = nn.Conv2d(4, 4, *window, groups=4, bias=False).double()
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 4, size, size, dtype=torch.double, requires_grad=True)
-    results = []
-    for conv in (ours, theirs):
-        y = conv(x)
-        weights = torch.arange(y.numel(), dtype=y.dtype).view_as(y)
-        gradients = torch.autograd.grad((y * weights).sum(), (x, conv.weight))
-        results.append((y, *gradients))
+    results = gradients_of(ours, x), gradients_of(theirs, x)
     for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other)
+
+
+class Strided1x1(TorchDispatchMode):
+    """Counts the convolutions, and the gradients of one, with such a kernel."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "convolution" in function._schema.name:
+            named = zip(function._schema.arguments, args)
+            values = {argument.name: value for argument, value in named}
+            is_1x1 = values["weight"].shape[2:] == (1, 1)
+            self.count += is_1x1 and max(values["stride"]) > 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("padding", "stride"), [(0, 2), (0, 3), (1, 2), (2, 2), (1, 1)]
+)
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_no_strided_1x1_convolution_runs(depthwise, padding, stride):
+    """A library's gradient of it corrupts memory on CPUs. In float64, which that library
+    has no kernels for, it can be compared with."""
+    window = (1, stride, padding, 1)
+    ours = Depthwise(4, *window) if depthwise else Conv(4, 6, *window)
+    theirs = nn.Conv2d(
+        4, len(ours.weight), *window, groups=ours.groups, bias=False
+    ).double()
+    theirs.load_state_dict(ours.double().state_dict())
+    x = torch.randn(2, 4, 9, 8, dtype=torch.double, requires_grad=True)
+    with Strided1x1() as strided:
+        results = gradients_of(ours, x)
+    assert strided.count == 0
+    with Strided1x1() as strided:
+        expected = gradients_of(theirs, x)
+    assert strided.count == 2 * (stride > 1)
+    for own, other in zip(results, expected, strict=True):
         torch.testing.assert_close(own, other)
 
 
