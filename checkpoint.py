@@ -1,17 +1,29 @@
-"""Checkpoints: written whole, read with distrust, and made into networks again."""
+"""Checkpoints: what they hold, written whole, read with distrust, and made networks again.
 
+Beside them stand the history, the other files of a training, and how one goes on.
+"""
+
+import hashlib
+import importlib.metadata
 import io
+import json
+import platform
+import subprocess
 import zipfile
 from pathlib import Path
 
+import cv2
 import torch
 
-from graph import try_out
-from model import ARCHS, Net
+import utils
+from machine import is_restart, run_id
+from model import ARCHS, Net, try_out
 from utils import UserError, check_regular_file, is_text, line_of, write_file
 
 FORMAT = 2  # of checkpoints; one of another number is refused
-SCHEMA = {  # what evaluation reads of a checkpoint
+# What a checkpoint holds, and of which type it is. `describe` and `result_of` make it.
+CONTENTS = {
+    "args": dict,  # the options of train.py, but for `NOT_KEPT` there
     "args.arch": str,
     "args.data_dir": str,
     "args.dataset": str,
@@ -19,15 +31,27 @@ SCHEMA = {  # what evaluation reads of a checkpoint
     "args.epochs": int,
     "args.norm": str,
     "args.seed": int,
-    "accuracy": float,
-    "chosen_on": str,
-    "classes": list,
-    "epoch": int,
-    "made_with": dict,
-    "net": dict,
+    "net": dict,  # the `Net.config`
     "net.arch": str,
-    "weights": dict,
+    "classes": list,  # their names
+    "chosen_on": str,  # the split that chooses the best epoch
+    "made_with": dict,  # versions, machine, images
+    "epoch": int,
+    "accuracy": float,
+    "weights": dict,  # the averaged ones
 }
+# What a last.pt holds besides, in "resume": `Files.save_epoch` adds it.
+STATE = {
+    "resume.net": dict,  # this and the next three are what `Training.state_dict` returns
+    "resume.optimizers": list,
+    "resume.schedules": list,
+    "resume.averaged": int,
+    "resume.history": list,
+    "resume.seconds": list,
+    "resume.best_weights": dict,
+}
+# What the `Net.config` of older versions lacks, and what it was then.
+OLDER = {"kernels": "free"}
 
 
 def save_checkpoint(path, checkpoint):
@@ -63,30 +87,31 @@ def load_checkpoint(path, named_by="--ckpt"):
         )
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of this version: train it again")
-    check_contents(checkpoint, path)
-    checkpoint["net"].setdefault("kernels", "free")  # older ones name none
-    return checkpoint
-
-
-def check_contents(checkpoint, path):
-    """Raise UserError where something is missing or not of the type it should be."""
-    for keys, kind in SCHEMA.items():
-        value = checkpoint
-        for key in keys.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or (kind is str and not is_text(value)):
-            raise UserError(f"{path} is damaged: no {keys} in it")
+    check_contents(checkpoint, CONTENTS, path)
     if not all(is_text(name) for name in checkpoint["classes"]):
         raise UserError(f"{path} is damaged: no names of classes in it")
     for name, weight in checkpoint["weights"].items():
         if not isinstance(weight, torch.Tensor) or not weight.isfinite().all():
             raise UserError(f"{path} is damaged: {name} is not finite")
+    checkpoint["net"] = OLDER | checkpoint["net"]
+    return checkpoint
+
+
+def check_contents(checkpoint, contents, path):
+    """Raise UserError where something is missing or not of the type it should be."""
+    for keys, kind in contents.items():
+        value = checkpoint
+        for key in keys.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or (kind is str and not is_text(value)):
+            raise UserError(f"{path} is damaged: no {keys} in it")
 
 
 def check_resumable(checkpoint, path):
     """Raise UserError for a checkpoint that a training cannot go on from."""
     if not isinstance(checkpoint.get("resume"), dict):
         raise UserError(f"{path} cannot be resumed, only a last.pt can")
+    check_contents(checkpoint, STATE, path)
 
 
 def restore(checkpoint, name="the checkpoint"):
@@ -166,3 +191,225 @@ def start_from(checkpoint, classes, path):
             )
         weight.data.copy_(weights[name])
     return net
+
+
+class History:
+    """One row of metrics per finished epoch, and the seconds each one took.
+
+    `split` names the images that choose the best epoch: "test", or "val" for held-out ones.
+    """
+
+    def __init__(self, split, rows=(), seconds=()):
+        self.split = split
+        self.rows = list(rows)
+        self.seconds = list(seconds)
+
+    def plus(self, row, seconds):
+        """The history with one more epoch; this one stays as it is."""
+        return History(self.split, [*self.rows, row], [*self.seconds, seconds])
+
+    @property
+    def best(self):
+        """The row of the highest accuracy, the first of several."""
+        return max(self.rows, key=lambda row: row[f"{self.split}_accuracy"])
+
+
+class Files:
+    """The files of a training; only the first process writes, and no dry run does."""
+
+    def __init__(self, args, world):
+        out = Path(args.out)
+        self.best = Path(args.ckpt)
+        self.last = self.best.parent / "last.pt"
+        self.history = out / "history.csv"
+        self.run = out / "run.json"
+        self.curves = out / "curves.png"
+        self.augmented = out / "augmented.png"
+        self.range_test = out / "lr_finder.png"
+        self.are_written = world.rank == 0 and not args.dry_run and not args.find_lr
+        self.best_weights = None  # those of best.pt
+        if self.best == self.last:
+            raise UserError("last.pt is the last epoch's: give --ckpt another name")
+        if args.find_lr and not args.dry_run:
+            utils.check_writable(self.range_test)
+        if self.are_written:
+            self.check_spared(args.init, *(args.teacher or []))
+            self.check_own(args.resume)
+            utils.check_writable(self.best, self.last, self.history, self.run)
+            utils.check_writable(self.curves, self.augmented)
+
+    def check_spared(self, *sources):
+        """Raise UserError where a checkpoint that is learned from would be overwritten."""
+        for source in sources:
+            if not source or not Path(source).exists():
+                continue
+            for path in (self.best, self.last):
+                if path.exists() and path.samefile(source):
+                    raise UserError(
+                        f"this training would overwrite {source}, which it learns from: "
+                        "give it a --name"
+                    )
+
+    def check_own(self, resumed):
+        """Raise UserError where going on would overwrite the files of another training.
+
+        `resumed` is the last.pt to go on from, or None. Those beside it are its own, and so
+        is what was written before torchrun started the training again.
+        """
+        if resumed is None or is_restart():
+            return
+        if self.last.exists() and self.last.samefile(resumed):
+            return
+        for path in (self.best, self.last):
+            if path.exists():
+                raise UserError(
+                    f"to go on from {resumed} would overwrite {path}: move that away, or "
+                    "give --name"
+                )
+
+    def save_epoch(self, run, history, training):
+        """Save what the last epoch of the history left; `run` says what made it."""
+        row = history.rows[-1]
+        weights = training.ema.net.state_dict()
+        # Copies, on the CPU, that further training leaves alone.
+        weights = {name: weight.cpu().clone() for name, weight in weights.items()}
+        result = result_of(row, history.split, weights)
+        if history.best is row:
+            self.best_weights = weights
+            save_checkpoint(self.best, run | result)
+        utils.write_csv(self.history, history.rows)
+        utils.write_json(self.run, run | {"seconds": history.seconds})
+        # With this one the epoch counts as finished; the others are there.
+        state = training.state_dict()
+        state["history"] = history.rows
+        state["seconds"] = history.seconds
+        state["best_weights"] = self.best_weights
+        state["run_id"] = run_id()
+        save_checkpoint(self.last, run | result | {"resume": state})
+
+    def restore_best(self, run, history, weights):
+        """Write best.pt from what a last.pt keeps of it, as they may have been parted."""
+        self.best_weights = weights
+        if self.are_written:
+            result = result_of(history.best, history.split, weights)
+            save_checkpoint(self.best, run | result)
+
+
+def result_of(row, split, weights):
+    """What a checkpoint holds of an epoch: `row` is that of the history."""
+    return {
+        "epoch": row["epoch"],
+        "accuracy": row[f"{split}_accuracy"],
+        "weights": weights,
+    }
+
+
+def describe(options, images, net, device, dtype, compiled, world):
+    """All that decides the metrics of this training, as plain types.
+
+    `options` are those of train.py to keep, `images` the `train.Images`.
+    """
+    made_with = provenance(device, dtype)
+    made_with["compiled"] = compiled
+    made_with["processes"] = world.size
+    made_with["images"] = {
+        name: len(labels) for name, (_, labels) in images.splits.items()
+    }
+    made_with["sha256"] = images.sha256
+    if options["init"]:
+        made_with["init"] = f"weights of {options['init']}"
+    if options["teacher"]:
+        digests = []
+        for path in options["teacher"]:
+            digests.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        made_with["teachers"] = digests
+    run = {
+        "args": options,
+        "net": net.config,
+        "classes": images.classes,
+        "chosen_on": images.chooser,
+        "made_with": made_with,
+    }
+    # New objects: which of them are one and the same, which a resumed training cannot
+    # restore, would show in the bytes of the checkpoints.
+    return json.loads(json.dumps(run))
+
+
+def left_behind(files, run, is_continued):
+    """The last.pt of this very training, to go on from; None where there is none.
+
+    It is looked for with --continue, which is `is_continued`, and where torchrun has
+    started the training again. Raises UserError where --continue finds another training's.
+    """
+    if not files.last.exists() or not (is_continued or is_restart()):
+        return None
+    checkpoint = load_checkpoint(files.last)
+    check_resumable(checkpoint, files.last)
+    given, kept = dict(run["args"]), dict(checkpoint["args"])
+    # Images and teachers may have moved: their digests say whether they are the same.
+    for name in ("data_dir", "teacher"):
+        given.pop(name, None)
+        kept.pop(name, None)
+    differing = differences(given, kept)
+    if run["net"] != checkpoint["net"]:
+        differing.append("its network was edited")
+    if is_continued and differing:
+        raise UserError(
+            f"--continue: {files.last} is of another training ({', '.join(differing)}): "
+            "give its options, or another --name"
+        )
+    is_same_run = run_id() == checkpoint["resume"].get("run_id")
+    return checkpoint if is_continued or (is_same_run and not differing) else None
+
+
+def differences(given, kept):
+    """Where options differ, in words."""
+    words = []
+    for name in sorted(given.keys() | kept.keys()):
+        if given.get(name) != kept.get(name):
+            words.append(f"{name} {kept.get(name)} and not {given.get(name)}")
+    return words
+
+
+def go_on(checkpoint, run, training, files):
+    """Put training and files back to where a last.pt left them; returns its history."""
+    before, state = checkpoint["made_with"], checkpoint["resume"]
+    if run["made_with"]["sha256"] != before.get("sha256"):
+        raise UserError("the training images are not those of the training to resume")
+    if run["made_with"].get("teachers") != before.get("teachers"):
+        raise UserError(
+            "a --teacher is not the checkpoint it was: put that back, or train anew"
+        )
+    for name, value in run["made_with"].items():
+        if value != before.get(name, value):  # older versions kept fewer
+            print(f"note      {name} was {before[name]}: weights may differ a little")
+    try:
+        training.load_state_dict(state, checkpoint["weights"])
+        history = History(run["chosen_on"], state["history"], state["seconds"])
+        check_fit(training.ema.net, state["best_weights"])
+        files.restore_best(run, history, state["best_weights"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"the state of the training is damaged: {error}")
+    return history
+
+
+def provenance(device, dtype):
+    """What decides the metrics of a run besides its options, as plain types."""
+    names = ("torchvision", "albumentations", "numpy")
+    folder = Path(__file__).parent
+    git = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a repository
+        commit = "unknown"
+    is_cuda = device.type == "cuda"
+    return {
+        "commit": commit.strip(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with its build, as in 2.14.1+cu130
+        **{name: importlib.metadata.version(name) for name in names},
+        "opencv": cv2.__version__,  # 5 gives other augmented pixels than 4
+        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
+        "threads": torch.get_num_threads(),
+        "precision": str(dtype).removeprefix("torch."),
+    }

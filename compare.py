@@ -14,8 +14,10 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from model import Net, trace
+from checkpoint import OLDER
+from model import Net
 from plots import save_figure
+from receptive_field import trace
 from rules import GOAL, RECEPTIVE_FIELD, checklist, count_parameters
 from utils import Parser, UserError, check_writable, run
 
@@ -69,7 +71,7 @@ def read_run(folder):
 def describe_network(config):
     """Parameters, receptive field and multiply-adds; "?" where they are not known."""
     try:
-        net = Net(**config)
+        net = Net(**OLDER | config)
     except Exception:  # noqa: BLE001 - a class of one's own may have gone or changed
         return {"parameters": "?", "receptive field": "?", "mult-adds": "?"}
     nodes = trace(net)

@@ -32,21 +32,17 @@ NORMS = {
     "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
     "layer": lambda channels: nn.GroupNorm(1, channels),  # over C, H, W of an image
 }
+# Norms that treat each pixel by itself in evaluation; the others look at the whole map.
+BY_PIXEL = nn.BatchNorm2d
 
 
 class Conv(nn.Conv2d):
-    """A convolution without bias and with a square kernel, which may skip pixels.
-
-    Of its own output it computes every `step`-th row and column, where the next layer
-    reads no others. `is_thinned` says that the layer before did so with its input. See
-    `skip_unread`; what is computed is the same either way.
+    """A convolution without bias and with a square kernel.
 
     Where it `is_mirrored`, its weight holds the first half of its kernels, and the others
     are their mirror images. See `mirror_kernels`.
     """
 
-    step = 1
-    is_thinned = False
     is_mirrored = False
 
     def __init__(
@@ -55,49 +51,32 @@ class Conv(nn.Conv2d):
         window = (kernel, stride, padding, dilation)
         super().__init__(channels, out_channels, *window, groups=groups, bias=False)
 
-    def reads_one_in(self):
-        """How many rows (and columns) of its input there are for each one it reads."""
-        stride = self.stride[0] * self.step
-        keeps_to_them = self.padding[0] % stride == 0 and self.dilation[0] % stride == 0
-        is_1x1 = self.kernel_size[0] == 1 and self.padding[0] == 0
-        return stride if keeps_to_them or is_1x1 else 1
-
-    def window(self, is_thinned):
-        """Stride, padding and dilation on its whole input, or on the pixels it reads."""
-        stride = self.stride[0] * self.step
-        padding, dilation = self.padding[0], self.dilation[0]
-        if is_thinned:
-            return 1, padding // stride, max(1, dilation // stride)
-        return stride, padding, dilation
-
     def kernels(self):
         """All kernels of the layer: (channels out, channels in, rows, columns)."""
         return with_mirror_images(self.weight) if self.is_mirrored else self.weight
 
-    def convolve(self, x, is_thinned):
-        """The convolution of its whole input, or of the pixels it reads."""
-        stride, padding, dilation = self.window(is_thinned)
-        if stride > 1 and self.kernel_size == (1, 1):
-            # On CPUs, oneDNN's gradient of a strided 1x1 kernel that reads few channels
-            # writes past its memory (uxlfoundation/oneDNN 6035): it is never asked for one.
-            x = every_nth(F.pad(x, 4 * [padding]), stride)
-            stride, padding = 1, 0
+    def convolve(self, x, stride, padding, dilation):
         return F.conv2d(x, self.kernels(), None, stride, padding, dilation, self.groups)
 
     def as_written(self, x):
-        """The same convolution in one piece, for whoever looks at what runs."""
-        window = self.stride, self.padding, self.dilation
-        return F.conv2d(x, self.kernels(), None, *window, self.groups)
+        """The same convolution in one piece."""
+        return self.convolve(x, self.stride, self.padding, self.dilation)
 
     def forward(self, x):
-        return self.convolve(x, self.is_thinned)
+        stride, padding = self.stride[0], self.padding[0]
+        if self.kernel_size == (1, 1) and stride > 1:
+            # On CPUs, oneDNN's gradient of a strided 1x1 kernel that reads few channels
+            # writes past its memory (uxlfoundation/oneDNN 6035): it is never asked for one.
+            x = F.pad(x, 4 * [padding]) if padding else x
+            return self.convolve(every_nth(x, stride), 1, 0, 1)
+        return self.convolve(x, stride, padding, self.dilation[0])
 
 
 class Depthwise(Conv):
     """A depthwise convolution, right in bfloat16 on CPUs and faster at stride 2.
 
-    It leaves out what it does not read of its input, even where that has been computed.
-    Where dilation remains, CPUs work in float32.
+    It leaves out what it does not read of its input. Where dilation remains, CPUs work in
+    float32.
     """
 
     def __init__(self, channels, kernel, stride, padding, dilation):
@@ -105,17 +84,33 @@ class Depthwise(Conv):
         super().__init__(channels, channels, *window, groups=channels)
 
     def forward(self, x):
-        every = self.reads_one_in()
-        if every > 1 and not self.is_thinned:
+        if self.kernel_size == (1, 1):
+            return super().forward(x)
+        window = (self.stride[0], self.padding[0], self.dilation[0])
+        every = reads_one_in(self.kernel_size[0], *window)
+        if every > 1:
             x = every_nth(x, every)
-        is_thinned = self.is_thinned or every > 1
-        _, _, dilation = self.window(is_thinned)
+            window = window_on_what_is_read(*window)
+        dilation = window[-1]
         if dilation == 1 or x.device.type != "cpu":
-            return self.convolve(x, is_thinned)
+            return self.convolve(x, *window)
         # In bfloat16 its weights' gradients are wrong on CPUs that have such instructions,
         # up to infinite, where the map stays over 28 pixels wide (seen in torch 2.14.1).
         with torch.autocast("cpu", enabled=False):
-            return self.convolve(x.to(self.weight.dtype), is_thinned)
+            return self.convolve(x.to(self.weight.dtype), *window)
+
+
+def reads_one_in(kernel, stride, padding, dilation):
+    """How many rows (and columns) of its input there are for each one that a kernel reads."""
+    if kernel == 1 and padding == 0:
+        return stride
+    keeps_to_them = padding % stride == 0 and dilation % stride == 0
+    return stride if keeps_to_them else 1
+
+
+def window_on_what_is_read(stride, padding, dilation):
+    """Stride, padding and dilation of the same kernel on the pixels that it reads alone."""
+    return 1, padding // stride, max(1, dilation // stride)
 
 
 def with_mirror_images(kernels):
@@ -141,15 +136,14 @@ def every_nth(x, n):
 
 
 class Same(nn.Module):
-    """Its input, or every `step`-th row and column of it: a shortcut that skips pixels."""
+    """A shortcut: its input, or every `stride`-th row and column of it."""
 
-    step = 1
-    is_thinned = False
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
 
     def forward(self, x):
-        if self.is_thinned or self.step == 1:
-            return x
-        return every_nth(x, self.step)
+        return x if self.stride == 1 else every_nth(x, self.stride)
 
 
 class Residual(nn.Module):
@@ -235,11 +229,51 @@ KINDS = {
 KEEPS_CHANNELS = ("squeeze", "maxpool", "gap")
 # Of these, kernel, stride, dilation and padding say nothing.
 WITHOUT_WINDOW = ("squeeze", "gap")
+# Of these, one kernel of the row's window reads the input, and all else keeps to single
+# pixels: the rows may be changed as they are computed, see `as_computed`.
+ONE_KERNEL = ("plain", "residual", "separable")
 
 
-def make_layer(row, channels, norm, dropout, is_last):
-    """The module of one row, for an input of `channels`; the last row gives scores."""
-    layer = KINDS[row.kind](row, channels)
+def as_computed(rows, norm):
+    """The rows of a table as they run, so that nothing is computed that no row reads.
+
+    A kernel of stride 2 whose dilation and padding are even reads every other row and
+    column: of four outputs of the row before, three are never used. That row takes the
+    stride, and the kernel runs undilated over what is left. Weights and evaluation are the
+    same. In training batch norm's statistics are those of the outputs that are used. Norms
+    that look at the whole map do so in evaluation too, so that with them the rows stay.
+    """
+    rows = list(rows)
+    if not isinstance(NORMS[norm](8), BY_PIXEL):
+        return rows
+    for number in range(len(rows) - 1, 0, -1):
+        before, row = rows[number - 1], rows[number]
+        if before.kind not in ONE_KERNEL or row.kind not in ONE_KERNEL:
+            continue
+        window = (row.stride, row.padding, row.dilation)
+        every = reads_one_in(row.kernel, *window)
+        if every > 1:
+            stride, padding, dilation = window_on_what_is_read(*window)
+            rows[number] = row._replace(
+                stride=stride, padding=padding, dilation=dilation
+            )
+            rows[number - 1] = before._replace(stride=before.stride * every)
+    return rows
+
+
+def run_as_written(net):
+    """Let each convolution of a network run in one piece, for whoever looks at what runs."""
+    for module in net.modules():
+        if isinstance(module, Conv):
+            module.forward = module.as_written
+
+
+def make_layer(row, runs, channels, norm, dropout, is_last):
+    """The module of a row, for an input of `channels`; the last row gives scores.
+
+    `runs` is the row as it is computed.
+    """
+    layer = KINDS[row.kind](runs, channels)
     if row.kind in KEEPS_CHANNELS or is_last:
         return layer
     layer.norm = NORMS[norm](row.channels)
@@ -248,14 +282,14 @@ def make_layer(row, channels, norm, dropout, is_last):
     if row.kind != "residual":
         return layer
     if row.channels == channels and row.stride == 1:
-        return Residual(layer, Same())
+        return Residual(layer, Same(runs.stride))
     shortcut = nn.Sequential()
-    shortcut.conv = Conv(channels, row.channels, 1, row.stride, 0, 1)
+    shortcut.conv = Conv(channels, row.channels, 1, runs.stride, 0, 1)
     shortcut.norm = NORMS[norm](row.channels)
     return Residual(layer, shortcut)
 
 
-def mirror_kernels(layer):
+def mirror_kernels(layer, name):
     """Let half of the kernels of a row be the mirror images of the other half.
 
     An image and its mirror image show the same thing, so that a network needs most of its
@@ -263,13 +297,25 @@ def mirror_kernels(layer):
     group convolution by reflections: Cohen, Welling, "Group Equivariant Convolutional
     Networks", ICML 2016. Here it is not exact: normalisation has a weight for each channel,
     and of an even number of pixels a stride of 2 reads others from the left than from the
-    right. An odd number of kernels stays as it is.
+    right. An odd number of kernels stays as it is, and so do those of a gate.
+
+    Raises ValueError, with the `name` of the row, for kernels that cannot be mirrored.
     """
+    gates = set()
+    for module in layer.modules():
+        if isinstance(module, SqueezeExcitation):
+            gates.update(module.modules())
     for module in layer.modules():
         if isinstance(module, Conv) and len(module.weight) % 2 == 0:
             half = module.weight[: len(module.weight) // 2]
             module.weight = nn.Parameter(half.detach().clone())
             module.is_mirrored = True
+        is_foreign = isinstance(module, nn.Conv2d) and not isinstance(module, Conv)
+        if is_foreign and module not in gates:
+            raise ValueError(
+                f"row {name}: a plain nn.Conv2d has no mirrored kernels: take Conv of "
+                "layers.py, or --kernels free"
+            )
 
 
 def size_after(row, size):

@@ -1,6 +1,6 @@
-"""The network: the tables of layers, what is built from them, and its receptive field.
+"""The network: its tables of layers, what is built from them, and its receptive field.
 
-    python model.py [--arch NAME] [--downsample HOW] [--norm NAME]
+    python model.py [--arch NAME] [--downsample HOW] [--norm NAME] [--computed]
 
 prints every layer with its parameters and receptive field, then the assignment's rules,
 each with its value; the exit status is 1 when a rule fails or cannot be decided. To make
@@ -8,17 +8,31 @@ a variant, change rows of a table, or add a table or a class of your own to ARCH
 summary, the rules and the training follow.
 """
 
+import copy
+import inspect
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from body import CLASSES, TableNet, check_options, make_own
-from graph import computed_macs, record, try_out
-from layers import NORMS, Row
-from rules import checklist, count_parameters, print_checklist
-from summary import plot_network, print_summary, summarise, title_of
-from utils import Parser, UserError, check_writable, line_of, number, run
+from layers import (
+    KEEPS_CHANNELS,
+    NORMS,
+    ONE_KERNEL,
+    WITHOUT_WINDOW,
+    Row,
+    as_computed,
+    make_layer,
+    mirror_kernels,
+    run_as_written,
+    size_after,
+)
+from receptive_field import computed_macs, trace
+from rules import checklist, count_parameters, is_depthwise, name_of, print_checklist
+from utils import SIDE, Parser, UserError, check_writable, line_of, number, run, times
+
+CLASSES = "classes"  # as a row's channels: as many as the data set has
 
 # fmt: off
 ARCHS = {
@@ -92,6 +106,77 @@ FREE = {"reference"}  # the tables that want all their kernels free by default
 DROPOUT = {"reference": 0.05}  # the tables that want another default than 0
 
 
+class TableNet(nn.Module):
+    """The network of a table: images (N, 3, H, W) to scores (N, classes, 1, 1).
+
+    It runs the rows as they are computed (`layers.as_computed`), or with `is_written` as
+    the table says. Raises ValueError, naming the row, where a row makes no layer for
+    images of SIDE x SIDE pixels.
+    """
+
+    def __init__(self, rows, classes, norm, dropout, kernels="free", is_written=False):
+        super().__init__()
+        channels, size, blocks = 3, SIDE, []
+        computed = rows if is_written else as_computed(rows, norm)
+        for row, runs in zip(rows, computed, strict=True):
+            is_last = row is rows[-1]
+            if row.channels == CLASSES:
+                row = row._replace(channels=classes)
+                runs = runs._replace(channels=classes)
+            size = size_after(row, size)
+            if size > 4 * SIDE:  # of a damaged file, say: it would take all memory
+                raise ValueError(f"row {row.name}: a map of {size}x{size} is too large")
+            block, _, name = row.name.partition(".")
+            if block not in blocks:
+                self.add_module(block, nn.Sequential())
+                blocks.append(block)
+            elif block != blocks[-1]:  # `forward` runs block by block
+                raise ValueError(
+                    f"row {row.name}: the rows of {block} must follow one another"
+                )
+            layer = make_layer(row, runs, channels, norm, dropout, is_last)
+            if kernels == "mirrored" and not is_last:
+                mirror_kernels(layer, row.name)
+            self.get_submodule(block).add_module(name, layer)
+            if row.kind not in KEEPS_CHANNELS:
+                channels = row.channels
+        if is_written:
+            run_as_written(self)
+
+    def forward(self, x):
+        for block in self.children():
+            x = block(x)
+        return x
+
+
+def make_own(make, classes, norm, dropout):
+    """Call a class of one's own with those of the options that its signature names.
+
+    A `dropout` of None is not passed on: the default of the class holds.
+    """
+    options = {"classes": classes, "norm": norm, "dropout": dropout}
+    if dropout is None:
+        del options["dropout"]
+    named = inspect.signature(make).parameters
+    return make(**{name: value for name, value in options.items() if name in named})
+
+
+def check_options(make, arch, downsample, norm, dropout, kernels):
+    """Raise UserError for an option that a class of one's own would not heed.
+
+    `make` is the class, `arch` its name.
+    """
+    named = inspect.signature(make).parameters
+    if downsample != "dilated":
+        raise UserError(f"--downsample changes rows of a table; '{arch}' is none")
+    if kernels == "mirrored":
+        raise UserError(f"--kernels mirrored is for tables; '{arch}' is none")
+    if norm != "batch" and "norm" not in named:
+        raise UserError(f"'{arch}' takes no norm: leave out --norm")
+    if dropout is not None and "dropout" not in named:
+        raise UserError(f"'{arch}' takes no dropout: leave out --dropout")
+
+
 class Net(nn.Module):
     """A network of ARCHS behind its normalisation: uint8 images (N, 3, H, W), or floats
     from 0 to 255, to scores (N, classes).
@@ -99,11 +184,10 @@ class Net(nn.Module):
     `mean` and `std` are those of the training pixels, 0 to 1, one value per channel:
     normalising is part of the network, so that it is never forgotten or done twice.
     `rows` is the table, or None where ARCHS[arch] is a class. `config` keeps all arguments
-    as plain types; `Net(**config)` is the same network. Checkpoints of older versions name
-    no `kernels`: theirs are free.
+    as plain types; `Net(**config)` is the same network.
     """
 
-    def __init__(self, arch, rows, classes, norm, dropout, mean, std, kernels="free"):
+    def __init__(self, arch, rows, classes, norm, dropout, mean, std, kernels):
         super().__init__()
         self.config = {
             "arch": arch,
@@ -118,13 +202,14 @@ class Net(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             values = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
+        self.rows = None
         if rows is None:
             self.body = make_own(ARCHS[arch], classes, norm, dropout)
             # A class of one's own may call view(), which channels-last tensors refuse.
             self.layout = torch.contiguous_format
         else:
-            rows = [Row(*row) for row in rows]
-            self.body = TableNet(rows, classes, norm, dropout, kernels)
+            self.rows = [Row(*row) for row in rows]
+            self.body = TableNet(self.rows, classes, norm, dropout, kernels)
             self.layout = torch.channels_last  # the faster one, on CPUs as on GPUs
             self.to(memory_format=self.layout)
 
@@ -132,6 +217,21 @@ class Net(nn.Module):
         x = (images / 255 - self.mean) / self.std
         x = x.contiguous(memory_format=self.layout)
         return self.body(x).flatten(1)
+
+    def as_written(self):
+        """A copy on the CPU that runs as the table says, each convolution in one piece.
+
+        It is what the summary and the rules look at. A class always runs as it is written.
+        """
+        copied = copy.deepcopy(self).cpu()
+        if self.rows is not None:
+            names = ("classes", "norm", "dropout", "kernels")
+            settings = [self.config[name] for name in names]
+            with torch.random.fork_rng(devices=[]):  # whose draws are the training's
+                copied.body = TableNet(self.rows, *settings, is_written=True)
+            copied.load_state_dict(self.state_dict())
+        run_as_written(copied)
+        return copied
 
 
 def build(
@@ -185,69 +285,184 @@ def table(arch, downsample):
     return list(rows.values())
 
 
-class Axis(NamedTuple):
-    """One axis of a feature map: unit i depends on the input pixels from
-    `first + i * jump` to `last + i * jump`."""
+def try_out(net):
+    """Scores (2, classes) of two black images, and the layer that gives them.
 
-    size: int
-    jump: int = 1
-    first: int = 0
-    last: int = 0
-
-    @property
-    def field(self):
-        """The receptive field, in pixels."""
-        return self.last - self.first + 1
-
-    @property
-    def start(self):
-        """The start offset: where the receptive field of unit 0 is centred."""
-        return (self.first + self.last) / 2
-
-    def slide(self, size, kernel, stride, padding, dilation):
-        """The axis after a convolution or pool with this window."""
-        first = self.first - padding * self.jump
-        last = self.last + (dilation * (kernel - 1) - padding) * self.jump
-        return Axis(size, self.jump * stride, first, last)
-
-    def union(self, other):
-        """The axis of a sum or concatenation: what is seen through either branch."""
-        if (self.size, self.jump) != (other.size, other.jump):
-            raise NotImplementedError("branches of different size or stride meet")
-        first, last = min(self.first, other.first), max(self.last, other.last)
-        return Axis(self.size, self.jump, first, last)
-
-
-def trace(net, size=32):
-    """The operations that run on images of size x size pixels, as a list of `graph.Node`.
-
-    Each has its `axes`, the receptive field's arithmetic for height and width, or None and
-    the reason in `unknown`. Arithmetic: Araujo, Norris, Sim, "Computing Receptive Fields of
-    Convolutional Neural Networks", Distill, 2019.
+    That layer is the last convolution or linear layer that runs; None where there is none.
     """
-    nodes = record(net, size)
-    nodes[0].axes = [Axis(size), Axis(size)]  # the image
-    for node in nodes[1:]:
-        for source in node.sources:
-            node.unknown = node.unknown or source.unknown
-        if node.unknown:
-            continue
-        try:
-            node.axes = [axis_after(node, 0), axis_after(node, 1)]
-        except NotImplementedError as error:
-            node.unknown = str(error)
-    return nodes
+    ran = []
+
+    def note(layer, inputs, output):
+        ran.append(layer)
+
+    hooks = []
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            hooks.append(module.register_forward_hook(note))
+    was_training = net.training
+    images = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8, device=net.mean.device)
+    with torch.no_grad():
+        scores = net.eval()(images)
+    net.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return scores, ran[-1] if ran else None
 
 
-def axis_after(node, number):
-    """The `Axis` of a node's output: number 0 is its height, 1 its width."""
-    axis = node.sources[0].axes[number]
-    for source in node.sources[1:]:
-        axis = axis.union(source.axes[number])
-    if node.window is None:
-        return axis
-    kernel, stride, padding, dilation = (pair[number] for pair in node.window)
-    return axis.slide(node.size[number], kernel, stride, padding, dilation)
+def receptive_fields(rows):
+    """The receptive field after each row of a table, and the jump: {name: (field, jump)}.
+
+    A unit of a map sees `field` pixels of the image in height and in width, and the unit
+    beside it the same, `jump` pixels further on. A kernel of k makes k - 1 steps of
+    `dilation` units each; a stride makes the jumps of all later rows longer. Shortcuts see
+    less than the rows they go around, and gates do not count, as is usual.
+
+    It ends before a row of a kind that is not known here: then see `receptive_field.trace`,
+    which looks at what runs.
+    """
+    fields, field, jump, size = {}, 1, 1, SIDE
+    for row in rows:
+        kernel, stride, dilation = row.kernel, row.stride, row.dilation
+        if row.kind == "gap":  # a kernel as large as the map
+            kernel, stride, dilation = size, size, 1
+        elif row.kind == "squeeze":
+            kernel, stride, dilation = 1, 1, 1
+        elif row.kind not in (*ONE_KERNEL, "maxpool"):
+            break
+        field += (kernel - 1) * dilation * jump
+        jump *= stride
+        size = size_after(row, size)
+        fields[row.name] = (field, jump)
+    return fields
+
+
+class Line(NamedTuple):
+    """A line of the summary: a row of the network's table, or a layer of a class."""
+
+    name: str
+    kind: str
+    shape: tuple  # of its output, without the batch
+    parameters: str  # "?" where they are not known
+    macs: int  # multiply-adds an image
+    kernel: tuple  # height and width
+    stride: int
+    dilation: int
+    receptive_field: int | None  # in pixels; None where it is not known
+    jump: int | None  # pixels of the image from one unit to the next
+
+
+def summarise(net, nodes):
+    """The `Line`s of a network, in the order in which they run.
+
+    `nodes` are those of `trace`.
+    """
+    modules = dict(net.named_modules())
+    fields = receptive_fields(net.rows) if net.rows else {}
+    lines = []
+    for name, members in groupby(nodes, key=lambda node: name_of(net, node)):
+        members = list(members)
+        if any(node.window for node in members):
+            line = line_of_summary(modules, name, members)
+            if name in fields:
+                field, jump = fields[name]
+                line = line._replace(receptive_field=field, jump=jump)
+            lines.append(line)
+    return lines
+
+
+def line_of_summary(modules, name, members):
+    """The `Line` of the nodes that run in one row or layer; `modules` are all, by name."""
+    windows = [node for node in members if node.window]
+    main = max(windows, key=lambda node: (max(node.window.kernel), node.macs))
+    last = members[-1]
+    parameters = "?" if any(node.weight for node in members) else "0"
+    for path in (f"body.{name}", name):
+        if path in modules:
+            parameters = f"{count_parameters(modules[path]):,}"
+            break
+    return Line(
+        name=name,
+        kind=kind_of(members, windows, main),
+        shape=last.shape,
+        parameters=parameters,
+        macs=sum(node.macs for node in members),
+        kernel=main.window.kernel,
+        stride=main.window.stride[0],
+        dilation=main.window.dilation[0],
+        receptive_field=last.receptive_field,
+        jump=last.axes[0].jump if last.axes else None,
+    )
+
+
+def kind_of(members, windows, main):
+    """What a row or layer is, in words: of its nodes, those with a window, the largest."""
+    last = members[-1]
+    if last.operation == "mul":
+        return "gate"
+    kind = main.operation
+    if any(is_depthwise(node) for node in members):
+        kind = "separable" if len(windows) > 1 else "depthwise"
+    if last.operation == "add" and len(last.sources) > 1:
+        has_shortcut = any(".shortcut" in node.layer for node in windows)
+        kind += " + shortcut" if has_shortcut else " + input"
+    return kind
+
+
+def print_summary(lines, total, computed):
+    """Print the `Line`s of a network, its `total` parameters and its multiply-adds.
+
+    `computed` are the multiply-adds without those of outputs that are never read.
+    """
+    width = 2 + max([7, *(len(line.name) for line in lines)])
+    print(
+        f"{'layer':{width}}{'type':21}{'output':>11}{'params':>11}{'mult-adds':>12}"
+        f"{'kernel':>8}{'stride':>7}{'dilation':>9}{'receptive field':>16}{'jump':>5}"
+    )
+    for line in lines:
+        print(
+            f"{line.name:{width}}{line.kind:21}{times(line.shape):>11}"
+            f"{line.parameters:>11}{line.macs:>12,}{times(line.kernel):>8}"
+            f"{line.stride:>7}{line.dilation:>9}{line.receptive_field or '?':>16}"
+            f"{line.jump or '?':>5}"
+        )
+    macs = sum(line.macs for line in lines)
+    print(f"{total:,} parameters, {macs:,} multiply-adds an image")
+    if computed < macs:
+        print(f"{computed:,} of them are computed: no layer reads what the others give")
+
+
+def title_of(config, downsample):
+    """A network in words, by its `Net.config`."""
+    if config["rows"] is None:
+        return f"{config['arch']}, a class"
+    norm, kernels = config["norm"], config["kernels"]
+    return f"{config['arch']}, {downsample}, {norm} norm, {kernels} kernels"
+
+
+def print_computed(net):
+    """Print the rows of a table as they run; what the table says else is in brackets."""
+    print("\nAs it runs, where the table says else in brackets")
+    if net.rows is None:
+        print("a class runs as it is written")
+        return
+    print(
+        f"{'row':12}{'type':12}{'map':>8}{'kernel':>8}{'stride':>8}{'dilation':>10}"
+        f"{'padding':>9}"
+    )
+    size = SIDE
+    for row, runs in zip(net.rows, as_computed(net.rows, net.config["norm"])):
+        size = size_after(runs, size)
+        cells = []
+        for name in ("stride", "dilation", "padding"):
+            ran, said = getattr(runs, name), getattr(row, name)
+            cells.append(f"{ran}" if ran == said else f"{ran} ({said})")
+        kernel, (stride, dilation, padding) = times((row.kernel, row.kernel)), cells
+        if row.kind in WITHOUT_WINDOW:
+            kernel = stride = dilation = padding = "-"
+        print(
+            f"{row.name:12}{row.kind:12}{times((size, size)):>8}"
+            f"{kernel:>8}{stride:>8}{dilation:>10}{padding:>9}"
+        )
 
 
 def add_network_options(parser):
@@ -280,6 +495,9 @@ def main(argv=None):
         metavar="FILE",
         help="draw the network too, into results/network.png or another file",
     )
+    parser.add_argument(
+        "--computed", action="store_true", help="print the rows as they run, too"
+    )
     args = parser.parse_args(argv)
     if args.plot:
         check_writable(args.plot)
@@ -287,9 +505,12 @@ def main(argv=None):
     net = build(*choice, kernels=args.kernels)
     nodes = trace(net)
     lines = summarise(net, nodes)
-    total = count_parameters(net)
-    print_summary(lines, total, computed_macs(net))
+    print_summary(lines, count_parameters(net), computed_macs(net))
+    if args.computed:
+        print_computed(net)
     if args.plot:
+        from plots import plot_network  # here, as it takes seconds to load
+
         plot_network(lines, title_of(net.config, args.downsample), args.plot)
         print(f"Picture: {args.plot}")
     return 0 if print_checklist(checklist(net, nodes)) else 1

@@ -52,7 +52,7 @@ def make_schedules(optimizers, args, steps):
             schedule = lr_scheduler.OneCycleLR(
                 optimizer,
                 max_lr=optimizer.defaults["lr"],
-                total_steps=steps,
+                total_steps=max(2, steps),  # one alone would be its last, at nearly 0
                 cycle_momentum=False,
                 div_factor=10,
                 final_div_factor=1000,
@@ -67,6 +67,20 @@ def make_schedules(optimizers, args, steps):
             )
         schedules.append(schedule)
     return schedules
+
+
+def in_words(optimizers):
+    """How many weights each of the optimizers trains, in how many tensors."""
+    words = []
+    for optimizer in optimizers:
+        weights = []
+        for group in optimizer.param_groups:
+            weights += group["params"]
+        total = sum(weight.numel() for weight in weights)
+        words.append(
+            f"{total:,} weights in {len(weights)} tensors by {type(optimizer).__name__}"
+        )
+    return ", ".join(words)
 
 
 class AllOrNone:

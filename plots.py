@@ -1,4 +1,4 @@
-"""Pictures: curves, grids of images, the confusion matrix."""
+"""Pictures: curves, grids of images, the confusion matrix, a network layer by layer."""
 
 import io
 import math
@@ -10,7 +10,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
-from utils import write_file
+from rules import AVERAGES, FIELD_TO_EXCEED
+from utils import times, write_file
 
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
 
@@ -168,3 +169,71 @@ def plot_confusion(matrix, classes, path):
     axes.set_title("Confusion matrix: right answers in grey, mistakes in colour")
     axes.set_xticklabels(classes, rotation=45, ha="right", rotation_mode="anchor")
     save_figure(figure, path)
+
+
+def plot_range_test(rates, losses, smooth, suggested, path):
+    """Draw the loss of each step of a range test, smoothed too, over its learning rate.
+
+    `suggested` is the learning rate to mark.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.semilogx(rates, losses, color="0.8", label="loss of each step")
+    axes.semilogx(rates, smooth, color="C0", label="smoothed")
+    label = f"suggestion: {suggested:.2g}"
+    axes.axvline(suggested, color="C3", linestyle="--", label=label)
+    axes.set(xlabel="learning rate (--lr)", ylabel="training loss")
+    axes.set(
+        title="Learning-rate range test", ylim=(0.9 * min(smooth), 1.6 * smooth[0])
+    )
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_figure(figure, path)
+
+
+def plot_network(lines, title, path):
+    """Draw the `model.Line`s of a network: each one's map, and below it its receptive field."""
+    width = max(6, 0.6 + 0.95 * len(lines))  # inches
+    figure = Figure(figsize=(width, 5), layout="constrained")
+    figure.suptitle(title)
+    maps, fields = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    blocks = list(dict.fromkeys(line.name.partition(".")[0] for line in lines))
+    largest = max(max(line.shape[1:], default=1) for line in lines)
+    for place, line in enumerate(lines):
+        block = blocks.index(line.name.partition(".")[0])
+        colour = f"C{block % 10}"
+        height = max(line.shape[1:], default=1)
+        maps.bar(place, height, 0.8, -height / 2, color=colour)
+        above = largest / 2 + 2
+        maps.text(place, above, drawn_kind(line), ha="center", va="bottom", fontsize=9)
+        below = f"{times(line.shape[1:]) or '1x1'}\n{line.shape[0]} channels"
+        maps.text(place, -above, below, ha="center", va="top", fontsize=8)
+        if line.receptive_field:
+            bar = fields.bar(place, line.receptive_field, 0.8, color=colour)
+            fields.bar_label(bar, fontsize=9)
+    maps.set(ylim=(-0.9 * largest, 1.1 * largest), yticks=[], ylabel="map")
+    maps.tick_params("x", length=0)
+    label = f"to exceed: {FIELD_TO_EXCEED}"
+    fields.axhline(
+        FIELD_TO_EXCEED, color="black", linestyle="--", linewidth=1, label=label
+    )
+    fields.set(ylabel="receptive field (pixels)")
+    fields.set_xticks(range(len(lines)), [line.name for line in lines], fontsize=9)
+    fields.margins(y=0.15)
+    fields.legend(loc="upper left")
+    maps.spines[:].set_visible(False)
+    fields.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def drawn_kind(line):
+    """The kind of a layer, its kernel, and its stride and dilation where they are not 1."""
+    if line.kind in AVERAGES and math.prod(line.shape[1:]) == 1:
+        return "global\naverage\npooling"
+    words = [line.kind.replace(" + ", "\n+ "), times(line.kernel)]
+    if line.stride > 1:
+        words.append(f"stride {line.stride}")
+    if line.dilation > 1:
+        words.append(f"dilation {line.dilation}")
+    return "\n".join(words)

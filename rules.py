@@ -1,4 +1,4 @@
-"""The assignment's rules, read off what runs in a network."""
+"""The assignment's rules, read off the network as its table says, or its class runs."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Rule(NamedTuple):
 def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     """The assignment's rules for a network: a list of `Rule`.
 
-    `nodes` are those of `model.trace`. An `accuracy`, 0 to 1, of the test images of
+    `nodes` are those of `receptive_field.trace`. An `accuracy`, 0 to 1, of the test images of
     `dataset` adds the rule on it.
     """
     convolutions = [node for node in nodes if node.operation == "conv2d"]

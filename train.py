@@ -14,54 +14,288 @@ curves, a picture of the augmentation and run.json to the folder --out.
 import argparse
 import math
 import os
-import signal
+import shlex
 import subprocess
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 import compare
-import distributed
 import utils
-from checkpoint import load_checkpoint, restore
-from dataset import load_splits, plot_steps
-from distributed import ALONE
-from evaluate import measure, predict
-from history import (
+from checkpoint import (
     Files,
     History,
+    check_resumable,
     describe,
     go_on,
     left_behind,
-    print_epoch,
-    print_header,
-    report,
+    load_checkpoint,
+    restore,
+    start_from,
 )
-from lr_finder import STEPS, find_lr
+from dataset import (
+    DATASETS,
+    HOLE,
+    MOVE,
+    AugmentedImages,
+    augmentation,
+    digest,
+    load_splits,
+    mean_and_std,
+    plot_steps,
+    training_loader,
+)
+from engine import STEPS, Training, find_lr, train_one_epoch
+from evaluate import measure, predict
 from machine import (
+    ALONE,
+    add_device_options,
     compile_where_it_pays,
+    is_lost,
     is_out_of_memory,
+    join,
     keep_freed_memory,
+    leave,
     pick_device,
     pick_precision,
     place,
     warn_of_unsafe_layers,
     warn_of_unused_gpu,
 )
-from model import trace
-from options import parse_arguments
-from prepare import load_images, load_teachers, make_loader, make_network
-from rules import checklist
-from summary import title_of
-from training import Training
-from utils import OwnError, UserError
+from model import add_network_options, build, title_of, try_out
+from optim import DEFAULTS, SCHEDULES, in_words
+from plots import plot_curves, plot_range_test, show
+from receptive_field import trace
+from rules import GOAL, PARAMETERS, RECEPTIVE_FIELD, checklist, print_broken_rules
+from utils import OwnError, Parser, UserError, is_text, number
+
+# The options, each with its type, its default and what it does. A checkpoint keeps those
+# that say what is trained, and not those of where and how far.
+NETWORK = ("arch", "downsample", "norm", "dropout", "kernels")
+NOT_KEPT = (
+    "device",
+    "dry_run",
+    "find_lr",
+    "is_continued",
+    "resume",
+    "seeds",
+    "workers",
+)
+MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
+NATURAL, POSITIVE = number(int, 0), number(int, 1)
+RATE, FRACTION = number(float, 0), number(float, 0, 1)
+
+
+# fmt: off
+def add_data_options(add):
+    add("--dataset", choices=DATASETS, default="cifar10", help="kind of images")
+    add("--data-dir", default="data", help="folder they are in, or are downloaded to")
+    add("--val-size", type=NATURAL, default=0, metavar="N",
+        help="training images held out to choose the best epoch; with 0 the test images do")
+    add("-j", "--workers", type=NATURAL,
+        help="processes that augment (default: all cores but two, 8 at most; for a GPU two "
+        "at least)")
+    add("--move", type=FRACTION, default=MOVE,
+        help="fraction of images shifted, scaled and rotated")
+    add("--hole", type=FRACTION, default=HOLE, help="fraction of images with a hole")
+
+
+def add_recipe_options(add):
+    rates = ", ".join(f"{name} {values['lr']}" for name, values in DEFAULTS.items())
+    decays = ", ".join(f"{n} {v['weight_decay']}" for n, v in DEFAULTS.items())
+    add("--epochs", type=POSITIVE, default=14, help="passes over the images")
+    add("-b", "--batch-size", type=POSITIVE, default=256, help="images per step")
+    add("--optimizer", choices=DEFAULTS, default="muon",
+        help="muon: for all convolutions and linear layers but depthwise ones and the last "
+        "layer, with SGD for the rest")
+    add("--lr", type=RATE,
+        help=f"peak learning rate; with muon, that of SGD for the rest (default: {rates})")
+    add("--weight-decay", type=RATE,
+        help="weight decay of all but norms and biases; with muon, of those that SGD "
+        f"trains (default: {decays})")
+    add("--muon-lr", type=RATE, default=0.04, help="peak learning rate of Muon")
+    add("--muon-decay", type=RATE, default=0.06, help="weight decay of Muon")
+    add("--schedule", choices=SCHEDULES, default="onecycle",
+        help="schedule of the learning rates; plateau watches the loss of the held-out images, "
+        "or the training loss where there are none")
+    add("--gamma", type=FRACTION, default=0.1,
+        help="step and plateau multiply the learning rates by this")
+    add("--step-epochs", type=POSITIVE, metavar="N",
+        help="epochs from step to step (default: a third of --epochs)")
+    add("--patience", type=NATURAL, default=2,
+        help="epochs without improvement that plateau waits")
+    add("--l1", type=RATE, default=0.0, help="factor of the L1 penalty on all parameters")
+    add("--label-smoothing", type=FRACTION, default=0.1,
+        help="share of the target spread over all classes")
+    add("--teacher", action="append", metavar="CKPT",
+        help="a checkpoint to learn from as well: each label is averaged with its "
+        "probabilities (distillation), or with their mean where the option is given again")
+    add("--ema", type=FRACTION, default=0.02,
+        help="share of the steps that the average of the weights (EMA) spans")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0,
+        help="seed of the weights, the order and the augmentation")
+    add("--seeds", type=POSITIVE, default=1, metavar="N",
+        help="train N seeds, starting at --seed")
+
+
+def add_start_options(add):
+    add("--init", metavar="CKPT",
+        help="start from the network and the weights of a checkpoint")
+    add("--freeze", action="store_true", help="train the last layer alone")
+    add("--continue", action="store_true", dest="is_continued",  # `continue` is Python's
+        help="go on where this command was interrupted; begin where it was not")
+    add("--resume", metavar="LAST.PT",
+        help="go on after the last epoch of a last.pt, with its options")
+
+
+def add_machine_options(add):
+    add_device_options(add)
+    add("--compile", choices=["auto", "on", "off"], default="auto",
+        help="auto: on CUDA, where the training is long enough to win it back")
+    add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
+    add("--deterministic", action="store_true", help="same bits every time on CUDA too")
+
+
+def add_output_options(add):
+    add("--ckpt", default="best.pt", help="checkpoint of the best epoch")
+    add("--out", default="results", help="folder of the history and the pictures")
+    add("--name", help="keep everything in results/NAME, in place of --ckpt and --out")
+    add("--dry-run", action="store_true", help="try one batch and write nothing")
+    add("--find-lr", action="store_true", help="suggest learning rates and do no more")
+# fmt: on
+
+
+def make_parser():
+    parser = Parser(description=__doc__.splitlines()[0])
+    add_data_options(parser.add_argument_group("data").add_argument)
+    add_network_options(parser)
+    add_recipe_options(parser.add_argument_group("recipe").add_argument)
+    add_start_options(parser.add_argument_group("start").add_argument)
+    add_machine_options(parser.add_argument_group("machine").add_argument)
+    add_output_options(parser.add_argument_group("output").add_argument)
+    return parser
+
+
+def parse_arguments(argv):
+    """The options, and the checkpoint to resume or None.
+
+    Raises UserError for options that do not go together.
+    """
+    parser = make_parser()
+    defaults = vars(parser.parse_args([]))
+    # Defaults are for what a namespace lacks; in this one all are there, and None.
+    nothing = argparse.Namespace(**dict.fromkeys(defaults))
+    parsed = vars(parser.parse_args(argv, nothing))
+    given = {name: value for name, value in parsed.items() if value is not None}
+    check_together(given)
+    checkpoint, kept = None, {}
+    if "resume" in given:
+        checkpoint = load_checkpoint(given["resume"], named_by="--resume")
+        check_resumable(checkpoint, given["resume"])
+        kept = kept_by(checkpoint, parser, defaults)
+        if "ckpt" in given or "out" in given:
+            kept["name"] = None  # or it would say where to write
+    elif "init" in given:
+        kept = network_of(load_checkpoint(given["init"], named_by="--init"))
+    args = argparse.Namespace(**(defaults | kept | given))
+    complete(args)
+    return args, checkpoint
+
+
+def check_together(given):
+    """Raise UserError where options that are given do not go together."""
+    if "resume" in given:
+        for name, option in (("is_continued", "--continue"), ("dry_run", "--dry-run")):
+            if name in given:
+                raise UserError(f"--resume and {option} do not go together: choose one")
+        for name in given:
+            if name not in (*NOT_KEPT, *MAY_MOVE):
+                raise UserError(
+                    "--resume goes on with the options of its training, whose schedule ends "
+                    f"with its last epoch: leave out {option_of(name)}, or train anew"
+                )
+    elif "init" in given:
+        for name in NETWORK:
+            if name in given:
+                raise UserError(f"--init brings its own network: leave out --{name}")
+    elif "freeze" in given:
+        raise UserError("--freeze is for trained weights: name them with --init")
+    for name in ("ckpt", "out"):
+        if "name" in given and name in given:
+            raise UserError(
+                f"--name keeps everything in results/NAME: leave out --{name}"
+            )
+    if given.get("seeds", 1) > 1:
+        if "find_lr" in given or "resume" in given:
+            raise UserError(
+                "--find-lr and --resume are for one training: leave out --seeds"
+            )
+        if "ckpt" in given:
+            raise UserError("--seeds keeps each seed's in --out: leave out --ckpt")
+
+
+def kept_by(checkpoint, parser, defaults):
+    """The options that a last.pt keeps.
+
+    They are parsed, and so checked like what a user says. Those of the network are in the
+    checkpoint, and may have gone from model.py.
+    """
+    argv = []
+    for name, value in checkpoint["args"].items():
+        option = option_of(name)
+        if name in NETWORK or value is None or value == defaults.get(name):
+            continue
+        if value is True:
+            argv.append(option)
+        elif value is False:
+            argv.append(f"--no-{option.removeprefix('--')}")
+        elif isinstance(value, list):  # of an option that may be given several times
+            argv += [f"{option}={item}" for item in value]
+        else:
+            argv.append(f"{option}={value}")
+    return vars(parser.parse_args(argv)) | network_of(checkpoint)
+
+
+def network_of(checkpoint):
+    """The options of the network of a checkpoint."""
+    return {name: checkpoint["args"].get(name) for name in NETWORK}
+
+
+def option_of(name):
+    """How the command line says the option of this name."""
+    return f"--{name.replace('_', '-')}"
+
+
+def complete(args):
+    """Fill in what follows from other options; UserError for names that are none."""
+    if not is_text(args.data_dir):
+        raise UserError("the name of the folder --data-dir does not print: rename it")
+    if args.name is not None:
+        if args.name in ("", "..") or Path(args.name).name != args.name:
+            raise UserError(f"--name '{args.name}' is no name of a folder")
+        args.out = os.path.join("results", args.name)
+        args.ckpt = os.path.join(args.out, "best.pt")
+    if args.dry_run:
+        args.epochs = 1
+    for name, value in DEFAULTS[args.optimizer].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.step_epochs is None:
+        args.step_epochs = max(1, args.epochs // 3)
+
+
+def kept_options(args):
+    """The options that a checkpoint keeps: what decides the training's metrics."""
+    return {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
 
 
 def main(argv=None):
-    args, resumed = parse_arguments(argv, __doc__.splitlines()[0])
-    world, device = distributed.join(pick_device(args.device))
+    args, resumed = parse_arguments(argv)
+    world, device = join(pick_device(args.device))
     keep_freed_memory(device)
     if args.find_lr and world.size > 1:
         raise UserError("--find-lr is for one process: leave out torchrun")
@@ -69,52 +303,53 @@ def main(argv=None):
         if args.seeds > 1:
             status = train_seeds(args, device, world)
         else:
-            status = train(args, resumed, device, world)
+            files = Files(args, world)
+            images = load_images(args, world)
+            status = train(args, resumed, images, files, device, world)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise OwnError(
                 f"{device} has too little memory: try a smaller --batch-size "
                 f"than {args.batch_size}"
             )
-        if distributed.is_lost(error):
+        if is_lost(error):
             raise UserError(
                 "another process ended: what is saved is whole, --resume goes on "
                 f"({str(error).splitlines()[0]})"
             )
         raise
-    distributed.leave()
+    leave()
     return status
 
 
-def train(args, resumed, device, world=ALONE):
+def train(args, resumed, images, files, device, world=ALONE):
     """One training, from the images to the report; returns the exit status.
 
     `resumed` is the checkpoint to go on from, or None.
     """
-    files = Files(args, world)
     dtype = pick_precision(device, args.amp)
     set_seed(args)
-    images = load_images(args, world)
     data, loader = make_loader(images, args, device, world)
-
     net, head = make_network(args, resumed, images, device, world)
     teachers = load_teachers(args.teacher, images.classes, device)
     steps = args.epochs * len(loader)
     training = Training(net, head, args, steps, dtype, world, teachers)
     rules = checklist(net, trace(net))
+
     batch = data[0, world.shard(range(args.batch_size))]
     count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
     compiled = compile_where_it_pays(training, args.compile, count, batch, world)
-    run = describe(args, images, net, device, dtype, compiled, world)
+    options = kept_options(args)
+    run = describe(options, images, net, device, dtype, compiled, world)
     title = title_of(net.config, args.downsample)
-    print_header(args, title, rules, run["made_with"])
+    print_header(args, title, rules, run["made_with"], in_words(training.optimizers))
     warn_of_unused_gpu(device)
     warn_of_unsafe_layers(net, device, dtype)
     if args.find_lr:
         return suggest_rates(training, loader, files)
 
     if not args.dry_run:
-        resumed = resumed or left_behind(files, run, args.is_continued)
+        resumed = left_behind(files, run, args.is_continued) or resumed
     history = History(images.chooser)
     if resumed:
         history = go_on(resumed, run, training, files)
@@ -124,7 +359,43 @@ def train(args, resumed, device, world=ALONE):
     if files.are_written:
         plot_steps(data.images, data.transform, files.augmented)
     history = train_epochs(training, loader, images, history, run, files)
-    return finish(training, history, title, images, files)
+
+    status = 0 if len(history.rows) == args.epochs else 130  # after Ctrl-C
+    if args.dry_run:
+        print("nothing was written")
+    if history.rows and files.are_written:
+        report(history, files, title, args)
+        if args.val_size and status == 0:
+            evaluate_best(images, files, training, is_first=resumed is None)
+    return status
+
+
+class Images(NamedTuple):
+    """The images of a training, by split, and what is told of them."""
+
+    splits: dict  # name: (uint8 images (N, SIDE, SIDE, 3), labels (N,))
+    classes: list  # their names
+    mean: list  # of the training pixels, 0 to 1, one value per channel
+    std: list
+    chooser: str  # the split that chooses the best epoch: "test", or "val"
+    sha256: str  # of the training images and their labels
+
+
+def load_images(args, world):
+    """The `Images` of --dataset; of a dry run no more than a batch."""
+    # Every process reads them for itself, but only one may download them.
+    splits, classes = world.first_on_its_node(
+        lambda: load_splits(args.dataset, args.data_dir, args.val_size)
+    )
+    count = len(splits["train"][1])
+    if args.batch_size > count:
+        raise UserError(f"--batch-size {args.batch_size}: there are {count} images")
+    if args.dry_run:
+        for name, (images, labels) in splits.items():
+            splits[name] = (images[: args.batch_size], labels[: args.batch_size])
+    mean, std = mean_and_std(splits["train"][0])
+    chooser = "val" if args.val_size else "test"
+    return Images(splits, classes, mean, std, chooser, digest(*splits["train"]))
 
 
 def set_seed(args):
@@ -135,14 +406,80 @@ def set_seed(args):
         torch.use_deterministic_algorithms(True)
 
 
+def make_loader(images, args, device, world):
+    """The augmented training images, and the loader of their batches."""
+    if args.batch_size % world.size != 0:
+        raise UserError(
+            f"--batch-size {args.batch_size} on {world.size} processes: "
+            "choose one they can share evenly"
+        )
+    mirror = DATASETS[args.dataset].mirror
+    transform = augmentation(images.mean, mirror, args.move, args.hole)
+    data = AugmentedImages(*images.splits["train"], transform, args.seed)
+    loader = training_loader(
+        data, args.batch_size, args.seed, args.workers, device, world
+    )
+    return data, loader
+
+
+def make_network(args, resumed, images, device, world):
+    """The network to train, and the layer of it that gives the scores."""
+    if resumed:
+        net = restore(resumed)
+    elif args.init:
+        net = start_from(load_checkpoint(args.init), images.classes, args.init)
+    else:
+        net = build(
+            arch=args.arch,
+            downsample=args.downsample,
+            norm=args.norm,
+            dropout=args.dropout,
+            classes=len(images.classes),
+            mean=images.mean,
+            std=images.std,
+            kernels=args.kernels,
+        )
+    _, head = try_out(net)
+    if args.freeze:
+        if head is None:
+            raise UserError("--freeze: no layer of this network gives the scores")
+        net.requires_grad_(False)
+        head.requires_grad_(True)
+    if not any(weight.requires_grad for weight in net.parameters()):
+        raise UserError(f"'{args.arch}' has no weights to train")
+    if args.sync_bn and world.size > 1 and device.type == "cuda":
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    elif args.sync_bn and not resumed:  # a training of many may go on in one process
+        raise UserError("--sync-bn is for several processes on CUDA")
+    return place(net, device), head
+
+
+def load_teachers(paths, classes, device):
+    """The networks to learn from: of checkpoints of the same classes, or of none."""
+    teachers = []
+    for path in paths or []:
+        checkpoint = load_checkpoint(path, named_by="--teacher")
+        if checkpoint["classes"] != list(classes):
+            raise UserError(
+                f"--teacher: the classes of {path} are not those of the images"
+            )
+        teachers.append(place(restore(checkpoint, path), device).eval())
+    return teachers
+
+
 def suggest_rates(training, loader, files):
     """The learning-rate range test in place of a training."""
     args = training.args
-    factor = find_lr(training, loader, files.range_test)
+    factor, factors, losses, smooth = find_lr(training, loader)
     suggestion = f"suggested --lr {factor * args.lr:.2g}"
     if len(training.optimizers) > 1:
         suggestion += f" --muon-lr {factor * args.muon_lr:.2g}"
     print(suggestion)
+    if args.dry_run:
+        print("nothing was written")
+        return 0
+    rates = [args.lr * value for value in factors]
+    plot_range_test(rates, losses, smooth, factor * args.lr, files.range_test)
     print(f"the losses are in {files.range_test}")
     return 0
 
@@ -184,98 +521,121 @@ def train_epochs(training, loader, images, history, run, files):
                     files.save_epoch(run, longer, training)
                 history = longer
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once
         print(
             f"\ninterrupted: {len(history.rows)} of {args.epochs} epochs are finished"
         )
         if history.rows and not args.dry_run:
-            command = ["python", "train.py", "--resume", str(files.last)]
-            print("to go on:", subprocess.list2cmdline(command))  # quotes the path
+            print("to go on:", command_to_go_on(files.last))
     return history
 
 
-def train_one_epoch(training, loader, epoch):
-    """One pass over the batches; returns the metrics on the augmented images.
+def command_to_go_on(last):
+    """The command that resumes a last.pt, by make where make runs this.
 
-    They are read off the device at the end, so that it need not wait in between, and are
-    those of all processes. Raises UserError where a loss was not finite.
+    The Python of make is in .venv, and need not be on the path.
     """
-    device, world = training.device, training.world
-    training.start_epoch()
-    loader.sampler.epoch = epoch
-    batches = utils.progress(loader, f"epoch {epoch}")
-    losses, rates, right, seen = [], [], 0, 0
-    is_pinned = loader.pin_memory  # else the copy has to be waited for
-    for number, (images, labels) in enumerate(batches, 1):
-        images = images.to(device, non_blocking=is_pinned)
-        labels = labels.to(device, non_blocking=is_pinned)
-        rates.append(training.lr)
-        loss, right_here = training.step(images, labels)
-        losses.append(loss)
-        right = right + right_here
-        seen = seen + len(labels)
-        if number % 50 == 0 and not batches.disable:
-            accuracy = f"accuracy {right.item() / seen:.1%}, lr {rates[-1]:.4f}"
-            batches.set_postfix_str(f"loss {loss.item():.3f}, {accuracy}")
-    losses = world.sum(torch.stack(losses)).cpu() / world.size
-    right = world.sum(right).item()
-    broken = (~losses.isfinite()).nonzero()
-    if len(broken) > 0:
-        batch = broken[0].item()
-        raise UserError(
-            f"the loss became {losses[batch]} in epoch {epoch}, batch {batch + 1}, at "
-            f"learning rate {rates[batch]:.4g}: try a lower --lr"
-        )
-    return {"loss": losses.mean().item(), "accuracy": right / (seen * world.size)}
+    if "MAKELEVEL" in os.environ:
+        return f'make train ARGS="--resume {shlex.quote(str(last))}"'
+    return subprocess.list2cmdline(["python", "train.py", "--resume", str(last)])
 
 
-def finish(training, history, title, images, files):
-    """Report what the training reached; returns the exit status, 130 after Ctrl-C."""
-    args = training.args
-    status = 0 if len(history.rows) == args.epochs else 130
-    if args.dry_run:
-        print("nothing was written")
-    if not history.rows or not files.are_written:
-        return status
+def print_header(args, title, rules, made_with, optimizers):
+    """Print what decides the run; `optimizers` is what each of them trains, in words."""
+    sizes = ", ".join(f"{size:,} {name}" for name, size in made_with["images"].items())
+    names = ("python", "torch", "torchvision", "albumentations", "opencv", "numpy")
+    versions = ", ".join(f"{name} {made_with[name]}" for name in names)
+    compiled = "compiled" if made_with["compiled"] else "not compiled"
+    by_name = {rule.text: rule.value for rule in rules}
+    print(
+        f"network   {title}: {by_name[PARAMETERS]}, "
+        f"receptive field {by_name[RECEPTIVE_FIELD]}"
+    )
+    if "init" in made_with:
+        print(f"start     {made_with['init']}")
+    for path in args.teacher or []:
+        print(f"teacher   {path}")
+    if args.freeze:
+        print("frozen    all weights but those of the last layer")
+    print(
+        f"data      {args.dataset}: {sizes} images\n"
+        f"device    {made_with['device']}, {made_with['precision']}, {compiled}\n"
+        f"versions  {versions}\n"
+        f"training  {args.epochs} epochs, batches of {args.batch_size}, "
+        f"{args.optimizer}, {args.schedule}, seed {args.seed}\n"
+        f"weights   {optimizers}\n"
+        f"best      chosen on the {'held-out' if args.val_size else 'test'} images"
+    )
+    print_broken_rules(rules)
+
+
+def print_epoch(history, epochs, images):
+    """Print the last row of the history as one line; `images` are those of an epoch."""
+    row, seconds, split = history.rows[-1], history.seconds[-1], history.split
+    epoch = f"{row['epoch']:>{len(str(epochs))}}/{epochs}"
+    line = (
+        f"epoch {epoch}  lr {row['lr']:.4f}  train {show(row, 'train_')}  "
+        f"{split} {show(row, f'{split}_')}  {seconds:.1f} s  "
+        f"{images / seconds:,.0f} images/s"
+    )
+    if history.best is row:
+        line += "  best"
+    print(line, flush=True)
+
+
+def report(history, files, title, args):
+    """Draw the curves, and print the accuracy of the best and the last epoch.
+
+    `title` says what was trained.
+    """
     shown = args.dataset
     if args.dataset == "folder":
         shown = Path(args.data_dir).absolute().name
     title = f"{title}: {shown}, {args.optimizer}, seed {args.seed}"
-    targets = []
+    targets = []  # what the training loss has in place of the plain labels
     if args.label_smoothing:
         targets.append(f"label smoothing {args.label_smoothing:g}")
     if args.teacher:
         targets.append("soft labels")
-    report(history, files, title, ", ".join(targets))
-    if args.val_size:
-        chosen = place(restore(load_checkpoint(files.best)), training.device)
-        pictures, labels = images.splits["test"]
-        scores = predict(chosen, pictures, training.device, training.dtype)
-        accuracy = measure(scores, labels)["accuracy"]
+    plot_curves(history, title, ", ".join(targets), GOAL, files.curves)
+    named = (("best", history.best, files.best), ("last", history.rows[-1], files.last))
+    for name, row, path in named:
+        accuracy = row[f"{history.split}_accuracy"]
         print(
-            f"test accuracy of the best epoch, seen by nothing before: {accuracy:.2%}"
+            f"{name} epoch {row['epoch']}: {history.split} accuracy {accuracy:.2%} in {path}"
         )
-    return status
+
+
+def evaluate_best(images, files, training, is_first):
+    """Print the test accuracy of the epoch that the held-out images chose.
+
+    `is_first` says that no command before this one can have looked at the test images.
+    """
+    chosen = place(restore(load_checkpoint(files.best)), training.device)
+    pictures, labels = images.splits["test"]
+    scores = predict(chosen, pictures, training.device, training.dtype)
+    accuracy = measure(scores, labels)["accuracy"]
+    seen = ", seen by nothing before" if is_first else ""
+    print(f"test accuracy of the best epoch{seen}: {accuracy:.2%}")
 
 
 def train_seeds(args, device, world):
     """Trainings that differ in their seed alone, shared out over the processes."""
     out = Path(args.out)
-    seeds = range(args.seed, args.seed + args.seeds)
-    status, trouble = 0, None
-    # Every process reads the images for itself, but only one may download them.
-    world.first_on_its_node(
-        lambda: load_splits(args.dataset, args.data_dir, args.val_size)
-    )
-    for seed in world.shard(seeds):
+    trainings = []
+    for seed in range(args.seed, args.seed + args.seeds):
         folder = out / f"seed-{seed}"
         changes = {"seed": seed, "seeds": 1, "name": None}
         changes |= {"out": str(folder), "ckpt": str(folder / "best.pt")}
-        print(f"\nin {folder}")
+        trainings.append(argparse.Namespace(**vars(args) | changes))
+    own = [(one, Files(one, ALONE)) for one in world.shard(trainings)]
+    images = load_images(args, world)
+    status, trouble = 0, None
+    for one, files in own:
+        print(f"\nin {one.out}")
         try:
-            status = train(argparse.Namespace(**vars(args) | changes), None, device)
+            status = train(one, None, images, files, device)
         except UserError as error:
-            trouble = f"{folder}: {error}"
+            trouble = f"{one.out}: {error}"
         if status or trouble:
             break
     troubles = [line for line in world.gather([trouble]) if line]
@@ -286,7 +646,7 @@ def train_seeds(args, device, world):
         print("to go on with all seeds: the same command with --continue")
     if status == 0 and world.rank == 0 and not args.dry_run:
         print()
-        folders = [str(out / f"seed-{seed}") for seed in seeds]
+        folders = [one.out for one in trainings]
         compare.main([*folders, "--out", str(out / "compare.png")])
     return status
 

@@ -1,9 +1,10 @@
-"""What the scripts share: one-line errors, whole files, options."""
+"""What the scripts share: the size of images, one-line errors, whole files, options."""
 
 import argparse
 import contextlib
 import csv
 import errno
+import glob
 import io
 import json
 import math
@@ -20,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 PROJECT = Path(__file__).parent
+SIDE = 32  # pixels: height and width of all images, and what networks are made for
 NEEDED = 20_000_000  # bytes of disk for a training's files, twice what they come to
 
 
@@ -160,11 +162,11 @@ def number(kind, low, high=math.inf, below=math.inf):
 def write_file(path, data):
     """Write bytes so that the file is at any moment the old or the new one, whole.
 
-    They are on the disk before they take the old one's place. What a kill leaves of the
-    temporary file is overwritten by the next write.
+    They are on the disk before they take the old one's place. Each process has a temporary
+    file of its own; what a kill leaves of one, `check_writable` removes.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -182,7 +184,8 @@ def write_file(path, data):
 def check_writable(*paths):
     """Raise UserError now for a file that could not be written when it is due.
 
-    What a kill may have left of an earlier write is removed.
+    What a kill may have left of an earlier write is removed; what another process is
+    writing is not.
     """
     for path in map(Path, paths):
         if path.is_dir():
@@ -193,9 +196,35 @@ def check_writable(*paths):
                 pass
             if shutil.disk_usage(folder).free < NEEDED:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            path.with_name(path.name + ".tmp").unlink(missing_ok=True)
+            remove_leftovers(path)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}")
+
+
+def times(sizes):
+    """Such as 3x3."""
+    return "x".join(map(str, sizes))
+
+
+def remove_leftovers(path):
+    """Remove the temporary files of a path whose processes have ended."""
+    for left in path.parent.glob(glob.escape(path.name) + ".*.tmp"):
+        pid = left.name.removeprefix(f"{path.name}.").removesuffix(".tmp")
+        if pid.isdigit() and not is_running(int(pid)):
+            left.unlink(missing_ok=True)
+
+
+def is_running(pid):
+    """Whether there is a process of this number; on Windows, where asking would end it, yes."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def write_csv(path, rows):

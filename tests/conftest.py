@@ -30,6 +30,7 @@ def pytest_configure(config):
     # here and in the processes that the tests start.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("MAKELEVEL", None)  # what make runs says how to go on by make
 
 
 def run_script(folder, *command, path="", timeout=600, on_gpu=False):

@@ -1,6 +1,7 @@
 """Images from every source, and what the augmentation does to them."""
 
 import gzip
+import inspect
 import os
 import pickle
 import sys
@@ -74,7 +75,7 @@ def test_import_is_silent_and_asks_no_network():
         "import socket\n"
         "def refuse(*_): raise SystemExit('asked the network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "import dataset; dataset.augmentation((0.5, 0.5, 0.5))\n"
+        "import dataset; dataset.augmentation((0.5, 0.5, 0.5), True, 1, 1)\n"
     )
     result = run_script(ROOT, "-c", script)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -178,6 +179,26 @@ def test_workers_do_not_outlive_a_script_that_holds_its_loader():
             os.kill(int(pid), 0)
 
 
+@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="Windows cannot fork")
+def test_workers_hear_nothing_of_what_stops_a_training():
+    """Not even as they start: the parent stops them, and they print no traceback."""
+    script = (
+        "import os, signal, torch; from test_dataset import *\n"
+        "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"  # as utils.run
+        "for stop in (signal.SIGINT, signal.SIGTERM):\n"
+        "    raised = lambda stop=stop: os.kill(os.getpid(), stop)\n"
+        "    os.register_at_fork(after_in_child=raised)\n"
+        "loader = training_loader(augmented(), 8, 0, 1, torch.device('cpu'))\n"
+        "loader.multiprocessing_context = 'fork'\n"
+        "print(len(list(loader)), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"  # the script itself still hears it
+    )
+    result = run_script(ROOT, "-c", script, path=ROOT / "tests", timeout=60)
+    assert result.stdout == "4\n", result.stderr
+    assert result.stderr.count("Traceback") == 1
+    assert result.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
 @pytest.mark.slow
 def test_a_child_that_is_no_worker_is_left_alone():
     """It ends by itself, after the script's own work, and is waited for."""
@@ -242,7 +263,7 @@ def test_what_means_something_else_in_the_mirror_is_not_mirrored(name):
     if mirror:
         return
     image = noise(1)
-    transform = augmentation((0.5, 0.5, 0.5), mirror, move=0, hole=0)
+    transform = augmentation((0.5, 0.5, 0.5), mirror, 0, 0)
     for step in transform.transforms:
         if not isinstance(step, A.HorizontalFlip):
             step.p = 0  # one that a student added, too
@@ -582,6 +603,16 @@ def test_seeds_without_network_show_the_demonstration_too(monkeypatch, call):
 
 def test_make_train_hides_no_other_error(fails):
     assert "no images in" in fails(train_or_demo.main, "--dataset", "folder")
+    Path("file").touch()
+    errors = fails(train_or_demo.main, "--data-dir", "file")
+    assert "CIFAR10 cannot be kept in file" in errors
+
+
+def test_the_augmentation_has_its_defaults_in_one_place():
+    parameters = inspect.signature(augmentation).parameters.values()
+    assert all(one.default is inspect.Parameter.empty for one in parameters)
+    args, _ = train.parse_arguments([])
+    assert (args.move, args.hole) == (dataset.MOVE, dataset.HOLE)
 
 
 def test_cifar100_in_torchvisions_format(tmp_path, monkeypatch, fails):

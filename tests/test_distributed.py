@@ -226,7 +226,10 @@ def test_seeds(alone, tmp_path):
     assert (tmp_path / "results" / "compare.png").exists()
 
 
-def test_seeds_one_after_another(call, tmp_path):
+def test_seeds_one_after_another(call, tmp_path, monkeypatch):
+    read = []
+    load = lambda *given: read.append(given) or load_splits(*given)
+    monkeypatch.setattr(train, "load_splits", load)
     options = [*SMALL, "--epochs", "1", "--seeds", "2", "--seed", "5", "--name", "two"]
     status, output, errors = call(train.main, *options)
     assert status == 0, errors
@@ -234,6 +237,7 @@ def test_seeds_one_after_another(call, tmp_path):
         "compare.png", "seed-5", "seed-6",
     ]  # fmt: skip
     assert "standard deviation" in output
+    assert len(read) == 1  # the images, once for both
 
 
 def test_two_processes_train_a_class_of_ones_own(tmp_path):

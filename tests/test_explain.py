@@ -15,14 +15,12 @@ from torch import nn
 
 import compare
 import dataset
+import engine
 import evaluate
-import gradcam
-import lr_finder
 import plots
 import train
-from checkpoint import load_checkpoint
-from gradcam import grad_cam, overlay
-from history import History
+from checkpoint import History, load_checkpoint
+from evaluate import grad_cam, overlay
 
 QUICK = [
     "--dataset",
@@ -180,7 +178,7 @@ def test_folder_of_images_that_cannot_be_read(trained, fails, monkeypatch, tmp_p
     assert "cannot read own: Permission denied" in errors
 
 
-def test_mirror_images_are_averaged(trained, call):
+def test_mirror_images_are_averaged(trained, call, fails, monkeypatch):
     images, _, _ = dataset.load("digits", None, False)
     net = evaluate.restore(load_checkpoint("results/a/best.pt"))
     cpu = torch.device("cpu")
@@ -190,7 +188,13 @@ def test_mirror_images_are_averaged(trained, call):
     )
     assert torch.allclose(both, (one + two) / 2, atol=1e-5)
     assert not torch.allclose(one, two, atol=0.1)
-    status, output, _ = call(evaluate.main, "--ckpt", "results/a/best.pt", "--tta")
+    options = ["--ckpt", "results/a/best.pt", "--tta"]
+    assert "leave it out" in fails(
+        evaluate.main, *options
+    )  # a digit has no mirror image
+    mirrored = dataset.DATASETS["digits"]._replace(mirror=True)
+    monkeypatch.setitem(dataset.DATASETS, "digits", mirrored)
+    status, output, _ = call(evaluate.main, *options)
     assert status == 0
     assert "and their mirror images" in output
 
@@ -220,13 +224,18 @@ def test_compare(trained, call, fails, tmp_path):
 
 
 def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(lr_finder, "STEPS", 80)
+    monkeypatch.setattr(engine, "STEPS", 80)
     status, output, _ = call(train.main, *QUICK, "--find-lr")
     assert status == 0
     suggested = float(output.split("suggested --lr ")[1].split()[0])
     assert 0.003 < suggested < 3
     files = [file.name for file in tmp_path.rglob("*") if file.is_file()]
     assert files == ["lr_finder.png"]
+    (tmp_path / "results" / "lr_finder.png").unlink()
+    status, output, _ = call(train.main, *QUICK, "--find-lr", "--dry-run")
+    assert status == 0
+    assert "nothing was written" in output
+    assert not list((tmp_path / "results").iterdir())
 
 
 def test_find_lr_draws_anew_when_the_images_begin_again():
@@ -235,7 +244,7 @@ def test_find_lr_draws_anew_when_the_images_begin_again():
 
     loader = Loader("ab")
     seen = []
-    for batch in lr_finder.endless(loader):
+    for batch in engine.endless(loader):
         seen.append((loader.sampler.epoch, batch))
         if len(seen) == 5:
             break
@@ -273,12 +282,12 @@ def test_evidence_is_of_two_right_answers_and_four_mistakes(
 ):
     """Each has its image, and maps for the class predicted and for another one."""
     drawn = []
-    monkeypatch.setattr(gradcam, "plot_images", lambda *plot: drawn.append(plot))
+    monkeypatch.setattr(evaluate, "plot_images", lambda *plot: drawn.append(plot))
     images, labels, classes = dataset.load("digits", None, False)
     net = evaluate.restore(load_checkpoint(tmp_path / "results" / "b" / "best.pt"))
     cpu = torch.device("cpu")
     probabilities = evaluate.predict(net, images, cpu, torch.float32).softmax(1)
-    gradcam.plot_evidence(net, images, labels, probabilities, classes, "evidence.png")
+    evaluate.plot_evidence(net, images, labels, probabilities, classes, "evidence.png")
     ((cells, titles, columns, path, _),) = drawn
     assert (len(cells), len(titles), columns, path) == (18, 18, 6, "evidence.png")
     for number in range(6):

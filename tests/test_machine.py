@@ -16,14 +16,13 @@ from conftest import ROOT, run_script
 from test_optim import IMAGES, LABELS, start
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import distributed
 import machine
 import train
 from checkpoint import load_checkpoint
-from distributed import ALONE
+from engine import Training
 from layers import Conv
+from machine import ALONE
 from model import Net, build
-from training import Training
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 DIGITS = ["--dataset", "digits", "--arch", "small", "-j", "0", "--epochs", "1"]
@@ -319,7 +318,7 @@ def test_processes_on_cuda_name_their_device(monkeypatch):
         dist, "init_process_group", lambda backend, **kw: settings.update(kw)
     )
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # which all but the first close
-    world, device = distributed.join(CUDA)
+    world, device = machine.join(CUDA)
     sys.stdout.close()
     assert (world.rank, world.size) == (1, 2)
     assert settings["device_id"] == device == torch.device("cuda", 1)
@@ -330,10 +329,10 @@ def test_cores_are_those_this_process_may_use(tmp_path):
     one = min(os.sched_getaffinity(0))
     code = (
         f"import os; os.sched_setaffinity(0, [{one}])\n"
-        "import torch, distributed\n"
+        "import torch, machine\n"
         "torch.set_num_threads(4)\n"  # as torch counts the cores of a container's host
-        "distributed.join(torch.device('cpu'))\n"
-        "print(distributed.cores(), torch.get_num_threads())"
+        "machine.join(torch.device('cpu'))\n"
+        "print(machine.cores(), torch.get_num_threads())"
     )
     result = run_script(tmp_path, "-c", code, path=ROOT)
     assert result.stdout == "1 1\n", result.stderr
@@ -345,7 +344,7 @@ def test_sync_bn_goes_on_in_one_process(tmp_path, call, monkeypatch):
     checkpoint = load_checkpoint("last.pt")
     checkpoint["args"]["sync_bn"] = True
     torch.save(checkpoint, "sync.pt")
-    status, _, errors = call(train.main, "--resume", "sync.pt", "-j", 0)
+    status, _, errors = call(train.main, "--resume", "sync.pt", "--name", "on", "-j", 0)
     assert status == 0, errors
 
 

@@ -1,21 +1,19 @@
 """The networks: tables and classes of one's own, and what is refused."""
 
-import copy
 import itertools
 import random
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import PATH, run_script
 from nets import SMALL, OwnNet
 from test_rules import edit
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model
-import summary
-from body import TableNet
-from graph import try_out
+import plots
 from layers import (
     KINDS,
     NORMS,
@@ -24,10 +22,20 @@ from layers import (
     Residual,
     Row,
     SqueezeExcitation,
+    as_computed,
     size_after,
 )
-from model import ARCHS, DOWNSAMPLE, KERNELS, Net, build, table, trace
-from skipping import compute_unread
+from model import (
+    ARCHS,
+    DOWNSAMPLE,
+    KERNELS,
+    Net,
+    TableNet,
+    build,
+    table,
+    try_out,
+)
+from receptive_field import computed_macs, trace
 from utils import UserError
 
 
@@ -42,7 +50,7 @@ def test_every_combination_makes_a_network(downsample, norm, kernels):
 
 def test_downsamplings_are_what_they_are_called():
     def convolutions(downsample):
-        net = build("small", downsample, "batch", None)
+        net = build("small", downsample, "batch", None).as_written()
         assert not any("max_pool" in node.operation for node in trace(net))
         return {n: m for n, m in net.named_modules() if isinstance(m, nn.Conv2d)}
 
@@ -152,32 +160,37 @@ def results_of(net, x):
     return scores, *torch.autograd.grad(value, (x, *net.parameters()))
 
 
-def assert_skipping_changes_nothing(net):
-    """Against the same network that computes all outputs; returns how many layers skip."""
-    net = net.double()
+def assert_computed_is_as_written(rows, norm="batch", kernels="free"):
+    """Scores and gradients, against the network that runs the rows as they are written.
+
+    Returns how many rows take a stride from the next one.
+    """
+    settings = (rows, 10, norm, 0.0, kernels)
+    net = TableNet(*settings).double()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 1.5)
-    whole = copy.deepcopy(net)
-    compute_unread(whole)
+    whole = TableNet(*settings, is_written=True).double()
+    whole.load_state_dict(net.state_dict())
     x = torch.randn(2, 3, 32, 32, dtype=torch.double, requires_grad=True)
     for own, other in zip(results_of(net, x), results_of(whole, x), strict=True):
         torch.testing.assert_close(own, other)
-    return sum(module.step > 1 for module in net.modules() if isinstance(module, Conv))
+    computed = as_computed(rows, norm)
+    return sum(runs.stride > row.stride for row, runs in zip(rows, computed))
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("downsample", DOWNSAMPLE)
 @pytest.mark.parametrize("arch", [name for name in ARCHS if not callable(ARCHS[name])])
-def test_outputs_that_are_never_read_are_not_computed(arch, downsample, norm, kernels):
-    net = TableNet(table(arch, downsample), 10, norm, 0.0, kernels)
-    skipping = assert_skipping_changes_nothing(net)
+def test_rows_as_computed_give_what_the_table_says(arch, downsample, norm, kernels):
+    rows = table(arch, downsample)
+    changed = assert_computed_is_as_written(rows, norm, kernels)
     if arch == "small":
-        # The layers before c1.down and c2.down; other norms look at the whole map.
+        # The rows before c1.down and c2.down; other norms look at the whole map.
         expected = 2 if (downsample, norm) == ("dilated", "batch") else 0
-        assert skipping == expected
+        assert changed == expected
 
 
 def random_rows(generator):
@@ -211,18 +224,17 @@ def random_rows(generator):
 
 def test_random_tables_skip_only_what_is_never_read():
     generator = random.Random(0)
-    skipping = 0
+    changed = 0
     for _ in range(150):
-        net = TableNet(random_rows(generator), 10, "batch", 0.0)
-        skipping += assert_skipping_changes_nothing(net)
-    assert skipping > 50
+        changed += assert_computed_is_as_written(random_rows(generator))
+    assert changed > 50
 
 
 def test_a_layer_that_sees_the_whole_map_skips_nothing(monkeypatch):
     """A norm or a row that a student adds, of which nothing is known here."""
     monkeypatch.setitem(NORMS, "instance", nn.InstanceNorm2d)
     rows = table("small", "dilated")
-    assert assert_skipping_changes_nothing(TableNet(rows, 10, "instance", 0.0)) == 0
+    assert assert_computed_is_as_written(rows, "instance") == 0
 
     def attentive(row, channels):
         layer = KINDS["plain"](row, channels)
@@ -231,7 +243,40 @@ def test_a_layer_that_sees_the_whole_map_skips_nothing(monkeypatch):
 
     monkeypatch.setitem(KINDS, "attentive", attentive)
     rows[0] = rows[0]._replace(kind="attentive")
-    assert assert_skipping_changes_nothing(TableNet(rows, 10, "batch", 0.0)) == 1
+    assert assert_computed_is_as_written(rows) == 1
+
+
+@pytest.mark.parametrize("activation", [nn.ELU, nn.Hardswish])
+def test_another_activation_computes_no_more(monkeypatch, activation):
+    expected = computed_macs(build("small", "dilated", "batch", None))
+    monkeypatch.setattr("layers.nn.ReLU", activation)
+    net = build("small", "dilated", "batch", None)
+    assert isinstance(net.body.c1.conv.relu, activation)
+    assert computed_macs(net) == expected < sum(node.macs for node in trace(net))
+
+
+def test_rows_as_they_run_are_shown(call):
+    _, output, _ = call(model.main, "--arch", "small", "--computed")
+    lines = [line.split() for line in output.splitlines()]
+    assert ["c1.conv", "plain", "16x16", "3x3", "2", "(1)", "1", "1"] in lines
+    window = ["1", "(2)"] * 3
+    assert ["c1.down", "plain", "16x16", "3x3", *window] in lines
+    assert ["c4.conv", "separable", "6x6", "3x3", "1", "1", "1"] in lines
+    _, output, _ = call(model.main, "--arch", "own", "--computed")
+    assert "a class runs as it is written" in output
+
+
+def test_images_have_their_size_from_one_place(tmp_path):
+    script = (
+        "import utils; utils.SIDE = 48\n"
+        "import nets, model, train\n"
+        "model.main(['--arch', 'small'])\n"
+        "train.main(['--arch', 'small', '--dataset', 'digits', '--dry-run', '-j', '0'])"
+    )
+    result = run_script(tmp_path, "-c", script, path=PATH)
+    assert result.returncode == 0, result.stderr
+    assert "8x48x48" in result.stdout
+    assert "nothing was written" in result.stdout
 
 
 def test_in_training_statistics_are_those_of_the_outputs_that_are_read():
@@ -282,6 +327,21 @@ def test_which_networks_have_mirrored_kernels(fails):
     assert kernels("default") == kernels("small") == "mirrored"
     assert kernels("reference") == kernels("own") == "free"
     assert "for tables" in fails(model.main, "--arch", "own", "--kernels", "mirrored")
+
+
+def test_kernels_that_cannot_be_mirrored_are_refused(monkeypatch):
+    """A kind of row that a student builds on PyTorch's own convolution."""
+
+    def foreign(row, channels):
+        return nn.Sequential(nn.Conv2d(channels, row.channels, 3, padding=1))
+
+    monkeypatch.setitem(KINDS, "foreign", foreign)
+    monkeypatch.setitem(ARCHS, "edited", edit({"c2.conv": {"kind": "foreign"}}))
+    with pytest.raises(
+        UserError, match=r"row c2.conv: .* no mirrored kernels: take Conv"
+    ):
+        build("edited", "dilated", "batch", None)
+    build("edited", "dilated", "batch", None, kernels="free")
 
 
 def test_every_convolution_but_the_last_has_norm_relu_and_dropout():
@@ -474,7 +534,7 @@ def test_network_is_drawn_with_every_map_and_receptive_field(call, monkeypatch, 
     """All that the printed table says of them is in the picture."""
     drawn = []
     monkeypatch.setattr(
-        summary, "save_figure", lambda figure, path: drawn.append((figure, path))
+        plots, "save_figure", lambda figure, path: drawn.append((figure, path))
     )
     status, output, _ = call(model.main, "--arch", arch, "--plot", "net.png")
     assert status == (1 if "FAIL" in output else 0)

@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import engine
 import optim
-import training
-from graph import try_out
-from model import build
-from options import parse_arguments
-from training import Training
+from engine import Training
+from model import build, try_out
+from train import parse_arguments
 
 IMAGES = torch.randint(
     0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)
@@ -177,6 +176,8 @@ def test_schedules():
     assert onecycle[2] == max(onecycle) == pytest.approx(0.2)
     assert onecycle[2:] == sorted(onecycle[2:], reverse=True)
     assert onecycle[-1] < 1e-4
+    for count in (1, 2, 3):  # as in a dry run: no step is at a rate of almost 0
+        assert rates("onecycle", losses=falling[:count])[0] >= 0.02
     cosine = rates("cosine", losses=falling)
     assert cosine[0] == 0.2
     assert cosine[5] == pytest.approx(0.1)
@@ -224,7 +225,7 @@ def test_the_loss_is_one_function(monkeypatch):
         scores = net(images.flip(0))
         return scores.square().mean(), scores
 
-    monkeypatch.setattr(training, "batch_loss", loss)
+    monkeypatch.setattr(engine, "batch_loss", loss)
     own = start("--label-smoothing", 0.3)
     value, right = own.step(IMAGES, LABELS)
     assert seen == [((8, 3, 32, 32), list(range(8)), 0.3)]

@@ -11,36 +11,40 @@ import torch
 from conftest import ROOT
 
 from checkpoint import load_checkpoint, restore
-from dataset import AugmentedImages, augmentation
-from model import DOWNSAMPLE, NORMS, build, trace
-from options import parse_arguments
+from dataset import HOLE, MOVE, AugmentedImages, augmentation
+from layers import NORMS
+from model import DOWNSAMPLE, build
+from receptive_field import trace
 from rules import checklist
+from train import parse_arguments
 
 pytestmark = pytest.mark.slow
 PUBLISHED = ("default", "record", "reference")
 MEAN = (0.4914, 0.4822, 0.4465)
 FILL = (125, 123, 114)  # MEAN on the scale of the image
-EDITED = "the default of `augmentation` in dataset.py was edited: "
+EDITED = "a default of the augmentation in dataset.py was edited: "
 
 
 def test_augmentation_is_the_assignments_three():
-    names = [type(step).__name__ for step in augmentation(MEAN).transforms]
+    names = [
+        type(step).__name__ for step in augmentation(MEAN, True, MOVE, HOLE).transforms
+    ]
     assert names == ["HorizontalFlip", "ShiftScaleRotate", "CoarseDropout"], (
         f"{EDITED}the assignment's steps are these three"
     )
 
 
 def test_probabilities_are_the_published_ones():
-    chances = [step.p for step in augmentation(MEAN).transforms]
+    chances = [step.p for step in augmentation(MEAN, True, MOVE, HOLE).transforms]
     assert chances == [0.5, 0.7, 0.15], f"{EDITED}the probabilities are others"
-    without_mirror = augmentation(MEAN, mirror=False).transforms[0]
+    without_mirror = augmentation(MEAN, False, MOVE, HOLE).transforms[0]
     assert without_mirror.p == 0, f"{EDITED}the first step is not the mirror image"
 
 
 def test_mirrored_half_the_time():
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (1, 32, 32, 3), dtype=torch.uint8, generator=generator)
-    steps = A.Compose([augmentation(MEAN, mirror=True).transforms[0]])
+    steps = A.Compose([augmentation(MEAN, True, MOVE, HOLE).transforms[0]])
     data = AugmentedImages(image.expand(400, 32, 32, 3), None, steps, 0)
     mirrored = 0
     for result in data.augment(1, range(400)):
@@ -51,7 +55,7 @@ def test_mirrored_half_the_time():
 
 def test_moves_are_the_published_ones():
     moves = None
-    for step in augmentation(MEAN).transforms:
+    for step in augmentation(MEAN, True, MOVE, HOLE).transforms:
         if isinstance(step, A.ShiftScaleRotate):
             moves = step
     assert moves is not None, f"{EDITED}there is no ShiftScaleRotate"
@@ -68,7 +72,7 @@ def hole_of(image):
 
 def test_hole_is_one_block_of_16x16_of_the_mean():
     white = torch.full((200, 32, 32, 3), 255, dtype=torch.uint8)
-    data = AugmentedImages(white, None, augmentation(MEAN, hole=0.3), 0)
+    data = AugmentedImages(white, None, augmentation(MEAN, True, MOVE, hole=0.3), 0)
     holes = 0
     for image in data.augment(1, range(200)):
         hole = hole_of(image)
@@ -88,7 +92,7 @@ def test_hole_is_one_block_of_16x16_of_the_mean():
 @pytest.mark.parametrize("mirror", [True, False])
 def test_images_stay_uint8_of_32x32(mirror):
     white = torch.full((20, 32, 32, 3), 255, dtype=torch.uint8)
-    transform = augmentation(MEAN, mirror=mirror)
+    transform = augmentation(MEAN, mirror, MOVE, HOLE)
     for image in AugmentedImages(white, None, transform, 0).augment(1, range(20)):
         assert image.shape == (32, 32, 3), f"{EDITED}images are of another size"
         assert image.dtype == np.uint8, f"{EDITED}images are not uint8"
@@ -151,7 +155,7 @@ def test_every_combination_keeps_the_rules(arch, downsample, norm):
 
 def test_recipe_is_that_of_the_readme():
     args, _ = parse_arguments([])
-    edited = "a default of options.py or optim.py was edited"
+    edited = "a default of train.py or optim.py was edited"
     recipe = (args.arch, args.epochs, args.batch_size, args.optimizer, args.schedule)
     assert recipe == ("default", 14, 256, "muon", "onecycle"), edited
     rates = (args.lr, args.weight_decay, args.muon_lr, args.muon_decay)

@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models
+from test_model import random_rows
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layers import SqueezeExcitation
-from model import DOWNSAMPLE, NORMS, build, trace
+from layers import NORMS, SqueezeExcitation
+from model import ARCHS, DOWNSAMPLE, TableNet, build, receptive_fields, table
+from receptive_field import trace
 from rules import checklist, walk_back
-from skipping import compute_unread
 
 
 def gradient_extent(forward, size):
@@ -71,6 +72,34 @@ def test_receptive_field_is_the_extent_of_the_gradient(downsample, norm):
     body = positive(net).body
     blocks = [block for name, block in body.named_children() if name != "o"]
     assert_extent_agrees(maps[0], nn.Sequential(*blocks), size)
+
+
+@pytest.mark.parametrize("arch", [name for name in ARCHS if not callable(ARCHS[name])])
+@pytest.mark.parametrize("downsample", DOWNSAMPLE)
+def test_the_arithmetic_of_a_table_is_that_of_what_runs(arch, downsample):
+    rows = table(arch, downsample)
+    seen = {}
+    for node in trace(build(arch, downsample, "batch", None)):
+        if node.layer:
+            name = ".".join(node.layer.split(".")[:2])
+            seen[name] = (node.receptive_field, node.axes[0].jump)
+    assert receptive_fields(rows) == seen
+
+
+def test_the_arithmetic_of_random_tables_is_that_of_what_runs():
+    generator = random.Random(1)
+    for _ in range(60):
+        rows = random_rows(generator)
+        net = TableNet(rows, 10, "batch", 0.0, is_written=True)
+        gap = receptive_fields(rows)["o.gap"][0]
+        assert gap == trace(net)[-1].receptive_field
+
+
+def test_the_arithmetic_of_a_table_ends_at_a_row_that_it_does_not_know():
+    rows = table("small", "dilated")
+    rows[3] = rows[3]._replace(kind="attentive")
+    names = [row.name for row in rows[:3]]
+    assert list(receptive_fields(rows)) == names
 
 
 class RandomNet(nn.Module):
@@ -340,7 +369,7 @@ def test_a_value_that_decides_makes_the_rest_unknown():
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda x: F.interpolate(x, scale_factor=2), "upsample_nearest2d"),
+        (lambda x: F.interpolate(x, scale_factor=2), "interpolate"),
         (lambda x: x + x.mean((2, 3), keepdim=True), "different size"),
         (lambda x: F.adaptive_avg_pool2d(x, 4), "windows of two sizes"),
         (lambda x: F.conv_transpose2d(x, torch.ones(4, 4, 2, 2)), "not known"),
@@ -417,7 +446,6 @@ def test_gates_permutations_and_shuffles_of_published_networks_are_known(name):
 @pytest.mark.parametrize("arch", ["small", "own"])
 def test_multiply_adds_agree_with_torch(arch):
     net = build(arch, "dilated", "batch", None).eval()
-    compute_unread(net)
     with FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, 3, 32, 32))
+        net.as_written()(torch.zeros(1, 3, 32, 32))
     assert counter.get_total_flops() == 2 * sum(node.macs for node in trace(net))

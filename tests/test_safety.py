@@ -1,5 +1,6 @@
 """Kills, resumes, reproducibility, and files that are damaged or hostile."""
 
+import argparse
 import contextlib
 import csv
 import json
@@ -7,6 +8,7 @@ import math
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import PATH, TRAIN, run_script, run_train
+from conftest import PATH, ROOT, TRAIN, run_script, run_train
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from nets import OwnNet
@@ -27,7 +29,6 @@ from torch import nn
 from torchvision.datasets import CIFAR10
 
 import evaluate
-import prepare
 import train
 from checkpoint import FORMAT, load_checkpoint, restore, save_checkpoint
 from dataset import load, read_image
@@ -243,8 +244,11 @@ def train_here(folder, *options, stop_in=None):
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "train_one_epoch", interrupted)
         try:
-            return train.main([*map(str, options)])
-        finally:  # train.py leaves a second Ctrl-C to the system
+            status = train.main([*map(str, options)])
+            # As it was, or a second one would end a notebook's kernel.
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            return status
+        finally:
             signal.signal(signal.SIGINT, on_interrupt)
 
 
@@ -364,6 +368,71 @@ def test_interrupted_seeds_say_how_to_go_on(tmp_path, capsys):
     assert epochs_in(capsys.readouterr().out) == ["2/2", "1/2", "2/2"]
 
 
+def test_an_option_of_a_student_that_is_off_stays_off(trained, tmp_path, monkeypatch):
+    """It is on by default, and says so in either way of argparse."""
+    checkpoint = load_checkpoint(trained / "last.pt")
+    add_output_options = train.add_output_options
+
+    def add_more(add):
+        add_output_options(add)
+        add("--colour", action=argparse.BooleanOptionalAction, default=True)
+        add("--no-turns", action="store_false", dest="turns")
+        add("--grey", action="store_true")
+
+    monkeypatch.setattr(train, "add_output_options", add_more)
+    path = tmp_path / "last.pt"
+    for is_on in (False, True):
+        switches = {"colour": is_on, "turns": is_on, "grey": is_on}
+        save_checkpoint(path, checkpoint | {"args": checkpoint["args"] | switches})
+        args, _ = train.parse_arguments(["--resume", str(path)])
+        assert vars(args) == vars(args) | switches
+
+
+def test_going_on_overwrites_no_other_training(
+    trained, interrupted, tmp_path, fails, call
+):
+    for name in ("best.pt", "last.pt"):
+        shutil.copy(trained / name, tmp_path / name)
+    before = (tmp_path / "last.pt").read_bytes()
+    options = ["--resume", interrupted / "last.pt", "-j", 0]
+    assert "would overwrite best.pt" in fails(train.main, *options)
+    (tmp_path / "best.pt").unlink()
+    assert "would overwrite last.pt" in fails(train.main, *options)
+    assert call(train.main, *options, "--name", "friend")[0] == 0
+    assert load_checkpoint("results/friend/last.pt")["epoch"] == 3
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_test_images_are_said_to_be_unseen_once(tmp_path, capsys):
+    assert train_here(tmp_path, *SMALL, *THREE, stop_in=3) == 130
+    assert "test accuracy of the best epoch" not in capsys.readouterr().out
+    resume(tmp_path)
+    output = capsys.readouterr().out
+    assert "test accuracy of the best epoch: " in output
+    assert "seen by nothing before" not in output
+
+
+def test_what_make_runs_goes_on_by_make(tmp_path, capsys, monkeypatch):
+    """Its Python is not on the path."""
+    monkeypatch.setenv("MAKELEVEL", "1")
+    options = [*SMALL, *THREE, "--name", "two words"]
+    assert train_here(tmp_path, *options, stop_in=2) == 130
+    line = capsys.readouterr().out.split("to go on: ")[1].splitlines()[0]
+    assert line == "make train ARGS=\"--resume 'results/two words/last.pt'\""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").touch()
+    command = [
+        "make",
+        "--no-print-directory",
+        "-n",
+        "-o",
+        ".venv/ready",
+        *shlex.split(line)[1:],
+    ]
+    shown = subprocess.check_output(command, cwd=tmp_path, text=True)
+    assert shlex.split(shown)[-2:] == ["--resume", "results/two words/last.pt"]
+
+
 def epochs_in(output):
     """The epochs that were trained, as a training prints them."""
     return re.findall(r"^epoch (\S+)", output, re.MULTILINE)
@@ -387,7 +456,7 @@ def test_continue_refuses_another_training(stopped, monkeypatch):
         train_here(stopped, *options, 3)
     monkeypatch.setitem(ARCHS, "small", rows)
     # As --init from a file that was replaced would change it.
-    monkeypatch.setattr(prepare, "mean_and_std", lambda _: ([0.1] * 3, [0.2] * 3))
+    monkeypatch.setattr(train, "mean_and_std", lambda _: ([0.1] * 3, [0.2] * 3))
     with pytest.raises(UserError, match="its network was edited"):
         train_here(stopped, *options, 3)
     assert (stopped / "last.pt").read_bytes() == before

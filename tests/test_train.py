@@ -6,24 +6,26 @@ import math
 import os
 import re
 import shutil
+import subprocess
 import sys
 from types import SimpleNamespace
 
+import cv2
 import pytest
 import torch
 from conftest import ROOT, run_script, run_train
 from torch import nn
 
 import compare
-import distributed
+import engine
 import evaluate
-import history
 import train
-import training
 import utils
 from checkpoint import load_checkpoint, restore, save_checkpoint
 from dataset import load
+from machine import World
 from model import ARCHS
+from optim import mixing_kernels
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -59,8 +61,14 @@ def test_training_learns_and_says_what_it_does(trained):
         assert word in output
     for word in ("1,437 train", "360 test"):
         assert word in output
-    for word in (torch.__version__, "seed 0", "cpu", "chosen on the test images"):
+    versions = (torch.__version__, f"opencv {cv2.__version__}")
+    for word in (*versions, "seed 0", "cpu", "chosen on the test images"):
         assert word in output
+    kernels = mixing_kernels(net, net.body.o.conv.conv)
+    muon = sum(kernel.numel() for kernel in kernels)
+    (line,) = [line for line in output.splitlines() if line.startswith("weights")]
+    assert f"{muon:,} weights in {len(kernels)} tensors by Muon" in line
+    assert f"{parameters - muon:,} weights in " in line
     lines = [line for line in output.splitlines() if line.startswith("epoch")]
     assert len(lines) == 8
     accuracies = [float(re.findall(r"([\d.]+)%", line)[1]) for line in lines]
@@ -216,6 +224,10 @@ def test_compiled_weights_keep_their_names(call, arch):
         (["--schedule", "linear"], "onecycle"),
         (["--init", "none.pt"], "no checkpoint"),
         (["--teacher", "none.pt"], "no checkpoint"),
+        (["--name", "a", "--ckpt", "b.pt"], "leave out --ckpt"),
+        (["--name", "a", "--out", "b"], "leave out --out"),
+        (["--seeds", "2", "--ckpt", "b.pt"], "leave out --ckpt"),
+        (["--freeze"], "name them with --init"),
     ],
 )
 def test_impossible_options(fails, options, message):
@@ -223,8 +235,8 @@ def test_impossible_options(fails, options, message):
 
 
 def test_the_range_test_is_for_one_process(fails, monkeypatch):
-    two = distributed.World(rank=0, size=2)
-    monkeypatch.setattr(distributed, "join", lambda device: (two, device))
+    two = World(rank=0, size=2)
+    monkeypatch.setattr(train, "join", lambda device: (two, device))
     assert "leave out torchrun" in fails(train.main, *QUICK, "--find-lr")
 
 
@@ -266,6 +278,34 @@ def test_checkpoint_of_other_classes(fails, trained, image_folder):
     folder, _ = trained
     data = ["--dataset", "folder", "--data-dir", image_folder]
     assert "dog" in fails(evaluate.main, "--ckpt", folder / "best.pt", *data)
+
+
+def test_a_process_leaves_alone_what_another_one_writes(tmp_path):
+    path = tmp_path / "best.pt"
+    running = tmp_path / f"best.pt.{os.getpid()}.tmp"
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f"best.pt.{ended.pid}.tmp"
+    for file in (running, left, tmp_path / "best.pt.x.tmp"):
+        file.touch()
+    utils.check_writable(path)
+    assert sorted(tmp_path.iterdir()) == sorted([running, tmp_path / "best.pt.x.tmp"])
+
+
+def test_two_writers_of_one_name_disturb_neither(tmp_path):
+    script = (
+        "import sys, utils\n"
+        "for _ in range(300): utils.write_file('file', bytes(sys.argv[1], 'ascii') * 9999)"
+    )
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    writers = [
+        subprocess.Popen([*command, letter], cwd=tmp_path, env=environment)
+        for letter in "ab"
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(set((tmp_path / "file").read_bytes())) == 1
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -348,13 +388,13 @@ def test_every_optimizer_learns(call, optimizer):
 
 def test_plateau_is_told_the_held_out_loss_or_else_the_training_loss(call, monkeypatch):
     told = []
-    end_epoch = training.Training.end_epoch
+    end_epoch = engine.Training.end_epoch
 
     def listen(self, loss):
         told.append(loss)
         end_epoch(self, loss)
 
-    monkeypatch.setattr(training.Training, "end_epoch", listen)
+    monkeypatch.setattr(engine.Training, "end_epoch", listen)
     for held_out, column in ((0, "train_loss"), (300, "val_loss")):
         told.clear()
         options = [*QUICK, "--schedule", "plateau", "--val-size", held_out]
@@ -411,7 +451,7 @@ def test_a_teacher_has_the_classes_of_the_images(
     trained, call, fails, image_folder, monkeypatch
 ):
     drawn = []
-    monkeypatch.setattr(history, "plot_curves", lambda *given: drawn.append(given))
+    monkeypatch.setattr(train, "plot_curves", lambda *given: drawn.append(given))
     teacher = ["--teacher", trained[0] / "best.pt"]
     data = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
     assert "are not those of the images" in fails(train.main, *data, *teacher)

@@ -23,22 +23,22 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import options
 import train
 import utils
-from dataset import SIDE, AugmentedImages, augmentation, training_loader
-from distributed import ALONE, cores
-from graph import try_out
+from dataset import HOLE, MOVE, AugmentedImages, augmentation, training_loader
+from engine import Training, train_one_epoch
 from layers import Depthwise
 from machine import (
+    ALONE,
     add_device_options,
     compile_where_it_pays,
+    cores,
     keep_freed_memory,
     pick_device,
     pick_precision,
 )
-from model import build
-from training import Training
+from model import build, try_out
+from utils import SIDE
 
 try:
     import resource
@@ -53,7 +53,11 @@ class PublishedImages(Dataset):
     """Images augmented, normalised and made tensors one at a time."""
 
     def __init__(self, images, labels):
-        steps = [*augmentation(MEAN).transforms, A.Normalize(MEAN, STD), ToTensorV2()]
+        steps = [
+            *augmentation(MEAN, True, MOVE, HOLE).transforms,
+            A.Normalize(MEAN, STD),
+            ToTensorV2(),
+        ]
         self.images, self.labels, self.transform = images, labels, A.Compose(steps)
 
     def __len__(self):
@@ -111,7 +115,7 @@ class OurLoop:
     def __init__(
         self, data, device, arch, amp="auto", compiled=False, channels_last=True
     ):
-        args, _ = options.parse_arguments(["--arch", arch])
+        args, _ = train.parse_arguments(["--arch", arch])
         self.device, self.dtype = device, pick_precision(device, amp)
         choice = (args.arch, args.downsample, args.norm, args.dropout)
         net = build(*choice, 10, MEAN, STD, args.kernels)
@@ -136,7 +140,7 @@ class OurLoop:
             self.training.step(*self.batch)
 
     def epoch(self):
-        train.train_one_epoch(self.training, self.loader, 1)
+        train_one_epoch(self.training, self.loader, 1)
 
 
 def seconds(*functions, rounds=3):
@@ -181,7 +185,7 @@ def bench_augmentation(data):
 
 
 def bench_loader(data, device):
-    args, _ = options.parse_arguments([])
+    args, _ = train.parse_arguments([])
     print("\nLoader: images a second")
     for workers in range(cores() + 1)[:5]:
         loader = training_loader(data, args.batch_size, 0, workers, device)
@@ -220,7 +224,7 @@ def main(argv=None):
     keep_freed_memory(device)  # as train.py does
     labels = torch.randint(10, (COUNT,))
     images = torch.randint(256, (COUNT, SIDE, SIDE, 3), dtype=torch.uint8)
-    data = AugmentedImages(images, labels, augmentation(MEAN), 0)
+    data = AugmentedImages(images, labels, augmentation(MEAN, True, MOVE, HOLE), 0)
     share = bench_augmentation(data)
     bench_loader(data, device)
     fastest = bench_steps(data, device, args.amp)

@@ -19,10 +19,11 @@ sys.path.insert(0, str(ROOT))
 
 from published import PublishedNet
 
+from checkpoint import OLDER
 from compare import read_run
-from graph import computed_macs
 from model import ARCHS, Net
 from plots import save_figure
+from receptive_field import computed_macs
 from rules import GOAL
 from utils import Parser, UserError, check_writable, run
 
@@ -46,7 +47,12 @@ def main(argv=None):
         config = json.loads((folder / "run.json").read_text())["net"]
         if config["rows"] is None and config["arch"] not in ARCHS:
             raise UserError(f"the class '{config['arch']}' of {folder} is not in ARCHS")
-        plot(axes, training.accuracies, Net(**config), f"{config['arch']}, JPEG q75")
+        plot(
+            axes,
+            training.accuracies,
+            Net(**OLDER | config),
+            f"{config['arch']}, JPEG q75",
+        )
     with open(LOG, newline="") as file:
         published = [float(row["accuracy"]) for row in csv.DictReader(file)]
     label = "published by Sagar063, original files"

@@ -18,13 +18,10 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 import dataset
-import prepare
+import engine
 import train
-import training
 import utils
-from body import CLASSES, TableNet
-from layers import Row
-from model import ARCHS
+from model import ARCHS, CLASSES, Row, TableNet
 
 ROWS = [
     Row("c1.conv1",   24,  3, 1, 1, 1, "plain"),
@@ -67,8 +64,8 @@ def published_schedules(optimizers, args, steps):
 
 def main():
     ARCHS["published"] = PublishedNet
-    prepare.augmentation = published_augmentation
-    training.make_schedules = published_schedules
+    train.augmentation = published_augmentation
+    engine.make_schedules = published_schedules
     recipe = ["--arch=published", "--optimizer=sgd", "--lr=0.1", "--weight-decay=5e-4"]
     recipe += ["--label-smoothing=0", "--ema=0"]
     return train.main([*recipe, *sys.argv[1:]])

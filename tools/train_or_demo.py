@@ -15,7 +15,7 @@ import demo
 
 import train
 import utils
-from sources import NoImages
+from dataset import NoImages
 
 WIDTH = 78
 

@@ -1,22 +1,28 @@
-"""The loss of a batch, and all that a training changes: one step after another."""
+"""What a training does: the loss of a batch, one step, one epoch, and the range test."""
 
 import contextlib
 import copy
+import math
 import warnings
+from itertools import count
 
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from distributed import ALONE
+from machine import ALONE
 from optim import STEPPED_EACH_BATCH, AllOrNone, make_optimizers, make_schedules
+from utils import UserError, progress
+
+STEPS = 200  # of the range test
+FACTORS = 1e-3, 30  # of the learning rates given, from its first step to its last
 
 
 def batch_loss(net, images, labels, smoothing):
     """The loss of a batch, a scalar, and the scores (N, classes).
 
-    `images` are augmented, uint8 (N, 3, 32, 32); the network normalises them. `labels` are
+    `images` are augmented, uint8 (N, 3, H, W); the network normalises them. `labels` are
     classes (N,), or probabilities (N, classes).
     """
     scores = net(images).float()
@@ -40,8 +46,9 @@ def soft_labels(teachers, images, labels):
 class EMA:
     """The running average of a network's weights and statistics, itself a network.
 
-    PyTorch's AveragedModel copies a counter to the device with every update, and a GPU
-    would wait for it each time. Here only the averaging itself is PyTorch's.
+    PyTorch's AveragedModel gives the same bits, but takes eight times as long a step on a
+    CPU, and copies a counter to the device each time, for which a GPU would wait. Here only
+    the averaging itself is PyTorch's.
     """
 
     def __init__(self, net, decay):
@@ -196,3 +203,76 @@ class Training:
         self.ema.updates = state["averaged"]
         if state.get("scaler"):  # empty after a training in another precision
             self.scaler.load_state_dict(state["scaler"])
+
+
+def train_one_epoch(training, loader, epoch):
+    """One pass over the batches; returns the metrics on the augmented images.
+
+    They are read off the device at the end, so that it need not wait in between, and are
+    those of all processes. Raises UserError where a loss was not finite.
+    """
+    device, world = training.device, training.world
+    training.start_epoch()
+    loader.sampler.epoch = epoch
+    batches = progress(loader, f"epoch {epoch}")
+    losses, rates, right, seen = [], [], 0, 0
+    is_pinned = loader.pin_memory  # else the copy has to be waited for
+    for number, (images, labels) in enumerate(batches, 1):
+        images = images.to(device, non_blocking=is_pinned)
+        labels = labels.to(device, non_blocking=is_pinned)
+        rates.append(training.lr)
+        loss, right_here = training.step(images, labels)
+        losses.append(loss)
+        right = right + right_here
+        seen = seen + len(labels)
+        if number % 50 == 0 and not batches.disable:
+            accuracy = f"accuracy {right.item() / seen:.1%}, lr {rates[-1]:.4f}"
+            batches.set_postfix_str(f"loss {loss.item():.3f}, {accuracy}")
+    losses = world.sum(torch.stack(losses)).cpu() / world.size
+    right = world.sum(right).item()
+    broken = (~losses.isfinite()).nonzero()
+    if len(broken) > 0:
+        batch = broken[0].item()
+        raise UserError(
+            f"the loss became {losses[batch]} in epoch {epoch}, batch {batch + 1}, at "
+            f"learning rate {rates[batch]:.4g}: try a lower --lr"
+        )
+    return {"loss": losses.mean().item(), "accuracy": right / (seen * world.size)}
+
+
+def find_lr(training, loader):
+    """The learning-rate range test: train while all learning rates grow exponentially.
+
+    It ends where the loss, smoothed, is twice its lowest. Returns the suggested factor of
+    the rates that were given, a tenth of that at which the loss was lowest; and of each step
+    the factor, the loss, and the loss smoothed. Raises UserError where it only grew.
+    Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
+    """
+    rates = [optimizer.defaults["lr"] for optimizer in training.optimizers]
+    training.schedules = []  # it is the ramp that sets the rates
+    training.start_epoch()
+    factors, losses, smooth = [], [], []
+    average = 0.0
+    for step, (images, labels) in zip(range(STEPS), endless(loader)):
+        factors.append(FACTORS[0] * (FACTORS[1] / FACTORS[0]) ** (step / (STEPS - 1)))
+        for optimizer, rate in zip(training.optimizers, rates):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factors[-1]
+        loss, _ = training.step(images.to(training.device), labels.to(training.device))
+        losses.append(loss.item())
+        average = 0.95 * average + 0.05 * losses[-1]
+        smooth.append(average / (1 - 0.95 ** (step + 1)))  # as if begun at the mean
+        if not smooth[-1] < 2 * min(smooth):
+            break
+    finite = [value for value in smooth if math.isfinite(value)]
+    if len(finite) < 10:
+        raise UserError("the loss grew from the start: lower --lr")
+    factor = factors[smooth.index(min(finite))] / 10
+    return factor, factors, losses, smooth
+
+
+def endless(loader):
+    """Batch after batch, epoch after epoch, each with its own order and augmentation."""
+    for epoch in count(1):
+        loader.sampler.epoch = epoch
+        yield from loader
