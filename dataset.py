@@ -255,6 +255,11 @@ def load(dataset, data_dir, train):
     Raises UserError where it cannot be had.
     """
     images, labels, classes = DATASETS[dataset].load(data_dir, train)
+    if images.shape[1:] != (SIDE, SIDE, 3):
+        raise UserError(
+            f"the images of {dataset} are of the shape {images.shape[1:]}, and not "
+            f"({SIDE}, {SIDE}, 3), by SIDE of utils.py"
+        )
     return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64), classes
 
 

@@ -111,9 +111,7 @@ def trace(net, size=SIDE):
     recorder, output = Recorder(image), None
     reason = "the scores do not depend on the image in a way that is known"
     try:
-        # A network of a table is looked at as its table says.
-        is_table = hasattr(net, "as_written")
-        net = net.as_written() if is_table else copy.deepcopy(net)
+        net = net.as_written() if hasattr(net, "as_written") else copy.deepcopy(net)
         net = net.cpu().float().eval()
         recorder.prepare(net)
         with torch.no_grad(), recorder:

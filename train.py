@@ -77,14 +77,8 @@ from utils import OwnError, Parser, UserError, is_text, number
 # that say what is trained, and not those of where and how far.
 NETWORK = ("arch", "downsample", "norm", "dropout", "kernels")
 NOT_KEPT = (
-    "device",
-    "dry_run",
-    "find_lr",
-    "is_continued",
-    "resume",
-    "seeds",
-    "workers",
-)
+    "device", "dry_run", "find_lr", "is_continued", "resume", "seeds", "workers",
+)  # fmt: skip
 MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
 NATURAL, POSITIVE = number(int, 0), number(int, 1)
 RATE, FRACTION = number(float, 0), number(float, 0, 1)
