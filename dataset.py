@@ -412,7 +412,7 @@ def stopped_by_parent():
     """Let the processes that start here never hear of Ctrl-C and SIGTERM.
 
     They inherit that these signals are blocked. What stops the training comes to all its
-    processes at once, and it stops its workers by its own hand.
+    processes at once, and it stops its workers itself.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

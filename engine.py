@@ -172,12 +172,14 @@ class Training:
                 buffer.copy_(value)
 
     def end_epoch(self, loss):
-        """Step the schedules that go by the epoch; `loss` is what a plateau is seen in."""
+        """Step the schedules that go by the epoch; `loss` is what the plateau watches."""
+        if self.args.schedule in STEPPED_EACH_BATCH:
+            return
         for schedule in self.schedules:
-            if self.args.schedule == "step":
-                schedule.step()
-            elif self.args.schedule == "plateau":
+            if self.args.schedule == "plateau":
                 schedule.step(loss)
+            else:
+                schedule.step()
 
     def state_dict(self):
         """What going on takes, besides the averaged weights, which are saved anyway."""

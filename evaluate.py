@@ -270,7 +270,7 @@ def main(argv=None):
     source = DATASETS.get(args.dataset or checkpoint["args"]["dataset"])
     if args.tta and source and not source.mirror:
         raise UserError(
-            "--tta looks at mirror images too, which these images do not bear: leave it out"
+            "--tta looks at mirror images too, and these are of another class: leave it out"
         )
     if args.images:
         options = (device, dtype, args.tta, pictures[0])

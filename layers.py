@@ -32,8 +32,8 @@ NORMS = {
     "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
     "layer": lambda channels: nn.GroupNorm(1, channels),  # over C, H, W of an image
 }
-# Norms that treat each pixel by itself in evaluation; the others look at the whole map.
-BY_PIXEL = nn.BatchNorm2d
+# The norm that treats each pixel by itself in evaluation; others look at the whole map.
+PIXELWISE_NORM = nn.BatchNorm2d
 
 
 class Conv(nn.Conv2d):
@@ -186,8 +186,8 @@ class SqueezeExcitation(nn.Module):
         return x * gate
 
 
-# The kinds of rows. Each function makes the module of a row for an input of `channels`,
-# without what follows a convolution.
+# The kinds of rows. Each function makes the module of a row for an input of `channels`. One
+# of convolutions is an nn.Sequential, to which `make_layer` adds norm, ReLU and dropout.
 
 
 def plain(row, channels):
@@ -244,7 +244,7 @@ def as_computed(rows, norm):
     that look at the whole map do so in evaluation too, so that with them the rows stay.
     """
     rows = list(rows)
-    if not isinstance(NORMS[norm](8), BY_PIXEL):
+    if not isinstance(NORMS[norm](8), PIXELWISE_NORM):
         return rows
     for number in range(len(rows) - 1, 0, -1):
         before, row = rows[number - 1], rows[number]
@@ -262,29 +262,35 @@ def as_computed(rows, norm):
 
 
 def run_as_written(net):
-    """Let each convolution of a network run in one piece, for whoever looks at what runs."""
+    """Let each convolution of a network run in one piece, as its row says; for tracing."""
     for module in net.modules():
         if isinstance(module, Conv):
             module.forward = module.as_written
 
 
-def make_layer(row, runs, channels, norm, dropout, is_last):
+def make_layer(row, computed, channels, norm, dropout, is_last):
     """The module of a row, for an input of `channels`; the last row gives scores.
 
-    `runs` is the row as it is computed.
+    `computed` is the row as it runs. Raises TypeError, naming the row, where its kind
+    makes no nn.Sequential.
     """
-    layer = KINDS[row.kind](runs, channels)
+    layer = KINDS[row.kind](computed, channels)
     if row.kind in KEEPS_CHANNELS or is_last:
         return layer
+    if not isinstance(layer, nn.Sequential):
+        raise TypeError(
+            f"row {row.name}: what makes the kind '{row.kind}' has to return an "
+            "nn.Sequential, to which norm, ReLU and dropout are added"
+        )
     layer.norm = NORMS[norm](row.channels)
     layer.relu = nn.ReLU(inplace=True)
     layer.dropout = nn.Dropout(dropout)
     if row.kind != "residual":
         return layer
     if row.channels == channels and row.stride == 1:
-        return Residual(layer, Same(runs.stride))
+        return Residual(layer, Same(computed.stride))
     shortcut = nn.Sequential()
-    shortcut.conv = Conv(channels, row.channels, 1, runs.stride, 0, 1)
+    shortcut.conv = Conv(channels, row.channels, 1, computed.stride, 0, 1)
     shortcut.norm = NORMS[norm](row.channels)
     return Residual(layer, shortcut)
 

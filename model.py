@@ -117,16 +117,18 @@ class TableNet(nn.Module):
     def __init__(self, rows, classes, norm, dropout, kernels="free", is_written=False):
         super().__init__()
         channels, size, blocks = 3, SIDE, []
-        computed = rows if is_written else as_computed(rows, norm)
-        for row, runs in zip(rows, computed, strict=True):
+        as_run = rows if is_written else as_computed(rows, norm)
+        for row, computed in zip(rows, as_run, strict=True):
             is_last = row is rows[-1]
             if row.channels == CLASSES:
                 row = row._replace(channels=classes)
-                runs = runs._replace(channels=classes)
+                computed = computed._replace(channels=classes)
             size = size_after(row, size)
             if size > 4 * SIDE:  # of a damaged file, say: it would take all memory
                 raise ValueError(f"row {row.name}: a map of {size}x{size} is too large")
             block, _, name = row.name.partition(".")
+            if not name:
+                raise ValueError(f"row {row.name}: a name is block.layer, as c1.conv")
             if block not in blocks:
                 self.add_module(block, nn.Sequential())
                 blocks.append(block)
@@ -134,7 +136,7 @@ class TableNet(nn.Module):
                 raise ValueError(
                     f"row {row.name}: the rows of {block} must follow one another"
                 )
-            layer = make_layer(row, runs, channels, norm, dropout, is_last)
+            layer = make_layer(row, computed, channels, norm, dropout, is_last)
             if kernels == "mirrored" and not is_last:
                 mirror_kernels(layer, row.name)
             self.get_submodule(block).add_module(name, layer)
@@ -278,7 +280,9 @@ def table(arch, downsample):
         raise UserError(f"two rows of the table '{arch}' have the same name")
     for name, (stride, dilation, padding) in DOWNSAMPLE[downsample].items():
         if name not in rows:
-            raise UserError(f"'{downsample}' changes row {name}, which '{arch}' lacks")
+            raise UserError(
+                f"'{downsample}' of DOWNSAMPLE changes row {name}, which '{arch}' lacks"
+            )
         rows[name] = rows[name]._replace(
             stride=stride, dilation=dilation, padding=padding
         )
@@ -357,6 +361,7 @@ def summarise(net, nodes):
     `nodes` are those of `trace`.
     """
     modules = dict(net.named_modules())
+    # Of the rows of a table by their arithmetic, of all else as traced: the same, by the tests.
     fields = receptive_fields(net.rows) if net.rows else {}
     lines = []
     for name, members in groupby(nodes, key=lambda node: name_of(net, node)):
@@ -450,11 +455,11 @@ def print_computed(net):
         f"{'padding':>9}"
     )
     size = SIDE
-    for row, runs in zip(net.rows, as_computed(net.rows, net.config["norm"])):
-        size = size_after(runs, size)
+    for row, computed in zip(net.rows, as_computed(net.rows, net.config["norm"])):
+        size = size_after(computed, size)
         cells = []
         for name in ("stride", "dilation", "padding"):
-            ran, said = getattr(runs, name), getattr(row, name)
+            ran, said = getattr(computed, name), getattr(row, name)
             cells.append(f"{ran}" if ran == said else f"{ran} ({said})")
         kernel, (stride, dilation, padding) = times((row.kernel, row.kernel)), cells
         if row.kind in WITHOUT_WINDOW:

@@ -1,10 +1,10 @@
 """What runs in a network, operation by operation, and the receptive field after each.
 
 The network may be any module: it runs once, on one image, and every function of PyTorch
-that it calls is seen. Nothing here decides on names of layers, and Python may branch on
-shapes as it likes. What the receptive field of a function is stands in handlers, below;
-of all other functions, and from there on, it is unknown. So is all that is computed where
-it cannot be seen. No guess is made.
+that it calls is seen. No name of a layer counts, and Python may branch on shapes as it
+likes. The handlers below say how each function moves the map. Of all other functions, and
+from there on, the receptive field is unknown; so it is of what is computed where it cannot
+be seen. No guess is made.
 """
 
 import copy
@@ -103,8 +103,8 @@ def trace(net, size=SIDE):
 
     The first is the image, the last what makes the network's output. The layers of a table
     run as its rows are written. Each node has its `axes`, the receptive field's arithmetic
-    for height and width, or None and the reason in `unknown`. Raises nothing for what a
-    network does: where it stops, the last node says why. Arithmetic: Araujo, Norris, Sim,
+    for height and width, or None and the reason in `unknown`. Where the network raises an
+    error, the last node says which. Arithmetic: Araujo, Norris, Sim,
     "Computing Receptive Fields of Convolutional Neural Networks", Distill, 2019.
     """
     image = torch.zeros(1, 3, size, size)
@@ -131,10 +131,9 @@ def trace(net, size=SIDE):
 def computed_macs(net):
     """The multiply-adds of an image that are computed when a network runs as it is."""
     net = copy.deepcopy(net).cpu().float().eval()
+    images = torch.zeros(2, 3, SIDE, SIDE)  # some networks take one image for no batch
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(
-            torch.zeros(2, 3, SIDE, SIDE)
-        )  # not one, which some networks take for no batch
+        net(images)
     return counter.get_total_flops() // 2 // 2  # of two images; a multiply-add is two
 
 
@@ -542,7 +541,7 @@ def linear(call, input, weight, bias=None):
 
 
 @handles("matmul mm")
-def multiply(call, input, other):
+def matmul(call, input, other):
     """A linear layer, if the matrix is a constant."""
     if other.dim() != 2 or list(call.values) != [id(input)]:
         raise Unknown
@@ -550,7 +549,7 @@ def multiply(call, input, other):
     return linear(call, input, other.t())
 
 
-def slide(call, input, *window):
+def slide_window(call, input, *window):
     """The places after a window has moved over an input (N, C, H, W)."""
     call.node.window = Window(*(pair(values) for values in window))
     for place, wanted in zip(call.places(input), places_of_map(input.shape)):
@@ -567,19 +566,21 @@ def convolve(call, input, weight, bias=None, stride=1, padding=0, dilation=1, gr
     if padding == "same":  # what is odd of it comes after the last row and column
         padding = [d * (k - 1) // 2 for d, k in zip(pair(dilation), kernel)]
     padding = 0 if padding == "valid" else padding
-    return slide(call, input, kernel, stride, padding, dilation)
+    return slide_window(call, input, kernel, stride, padding, dilation)
 
 
 @handles("avg_pool2d")
-def average(call, input, kernel_size, stride=None, padding=0, *args, **kwargs):
-    return slide(call, input, kernel_size, stride or kernel_size, padding)
+def avg_pool(call, input, kernel_size, stride=None, padding=0, *args, **kwargs):
+    return slide_window(call, input, kernel_size, stride or kernel_size, padding)
 
 
 @handles("max_pool2d max_pool2d_with_indices")
-def maximum(
+def max_pool(
     call, input, kernel_size, stride=None, padding=0, dilation=1, *args, **kwargs
 ):
-    return slide(call, input, kernel_size, stride or kernel_size, padding, dilation)
+    return slide_window(
+        call, input, kernel_size, stride or kernel_size, padding, dilation
+    )
 
 
 @handles("adaptive_avg_pool2d")
@@ -591,7 +592,7 @@ def pool_to_size(call, input, *args, **kwargs):
             what = f"a map of {size} pooled to {wanted}"
             raise Unknown(f"{what} has windows of two sizes")
         kernel.append(size // wanted)
-    return slide(call, input, kernel, kernel)
+    return slide_window(call, input, kernel, kernel)
 
 
 @handles("pad")
@@ -599,7 +600,7 @@ def add_border(call, input, pad, mode="constant", value=None):
     if mode not in ("constant", "reflect", "replicate"):
         raise Unknown(f"the receptive field of {mode} padding is not known")
     left, _, top, _ = [*pad, 0, 0][:4]
-    return slide(call, input, 1, 1, (top, left))
+    return slide_window(call, input, 1, 1, (top, left))
 
 
 @handles("softmax log_softmax")

@@ -94,8 +94,8 @@ def add_data_options(add):
         help="processes that augment (default: all cores but two, 8 at most; for a GPU two "
         "at least)")
     add("--move", type=FRACTION, default=MOVE,
-        help="fraction of images shifted, scaled and rotated")
-    add("--hole", type=FRACTION, default=HOLE, help="fraction of images with a hole")
+        help="probability that an image is shifted, scaled and rotated")
+    add("--hole", type=FRACTION, default=HOLE, help="probability that an image gets a hole")
 
 
 def add_recipe_options(add):
@@ -241,6 +241,10 @@ def kept_by(checkpoint, parser, defaults):
     argv = []
     for name, value in checkpoint["args"].items():
         option = option_of(name)
+        if name not in defaults:
+            raise UserError(
+                f"--resume: the training has {option}, and train.py has not"
+            )
         if name in NETWORK or value is None or value == defaults.get(name):
             continue
         if value is True:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 PROJECT = Path(__file__).parent
 SIDE = 32  # pixels: height and width of all images, and what networks are made for
-NEEDED = 20_000_000  # bytes of disk for a training's files, twice what they come to
+NEEDED = 20_000_000  # bytes of disk for a training's files, twice their usual size
 
 
 class UserError(Exception):

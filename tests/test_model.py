@@ -1,5 +1,6 @@
 """The networks: tables and classes of one's own, and what is refused."""
 
+import contextlib
 import itertools
 import random
 
@@ -21,6 +22,7 @@ from layers import (
     Depthwise,
     Residual,
     Row,
+    Same,
     SqueezeExcitation,
     as_computed,
     size_after,
@@ -180,10 +182,20 @@ def assert_computed_is_as_written(rows, norm="batch", kernels="free"):
     return sum(runs.stride > row.stride for row, runs in zip(rows, computed))
 
 
+def tables():
+    """The tables of ARCHS in each way to shrink, but for those that lack one of its rows."""
+    found = []
+    for arch, downsample in itertools.product(ARCHS, DOWNSAMPLE):
+        if not callable(ARCHS[arch]):
+            with contextlib.suppress(UserError):
+                table(arch, downsample)
+                found.append((arch, downsample))
+    return found
+
+
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("downsample", DOWNSAMPLE)
-@pytest.mark.parametrize("arch", [name for name in ARCHS if not callable(ARCHS[name])])
+@pytest.mark.parametrize(("arch", "downsample"), tables())
 def test_rows_as_computed_give_what_the_table_says(arch, downsample, norm, kernels):
     rows = table(arch, downsample)
     changed = assert_computed_is_as_written(rows, norm, kernels)
@@ -249,7 +261,16 @@ def test_a_layer_that_sees_the_whole_map_skips_nothing(monkeypatch):
 @pytest.mark.parametrize("activation", [nn.ELU, nn.Hardswish])
 def test_another_activation_computes_no_more(monkeypatch, activation):
     expected = computed_macs(build("small", "dilated", "batch", None))
-    monkeypatch.setattr("layers.nn.ReLU", activation)
+    make_layer = model.make_layer
+
+    def with_activation(*row):
+        layer = make_layer(*row)
+        for part in layer.modules():
+            if hasattr(part, "relu"):
+                part.relu = activation()
+        return layer
+
+    monkeypatch.setattr(model, "make_layer", with_activation)
     net = build("small", "dilated", "batch", None)
     assert isinstance(net.body.c1.conv.relu, activation)
     assert computed_macs(net) == expected < sum(node.macs for node in trace(net))
@@ -344,6 +365,18 @@ def test_kernels_that_cannot_be_mirrored_are_refused(monkeypatch):
     build("edited", "dilated", "batch", None, kernels="free")
 
 
+def test_a_kind_that_leaves_no_place_for_norm_and_relu_is_refused(monkeypatch):
+    """They would be added where nothing runs them."""
+
+    def block(row, channels):
+        return Residual(KINDS["plain"](row, channels), Same(1))
+
+    monkeypatch.setitem(KINDS, "block", block)
+    monkeypatch.setitem(ARCHS, "edited", edit({"c2.conv": {"kind": "block"}}))
+    with pytest.raises(UserError, match=r"row c2.conv: .* an nn.Sequential"):
+        build("edited", "dilated", "batch", None)
+
+
 def test_every_convolution_but_the_last_has_norm_relu_and_dropout():
     net = build("small", "dilated", "batch", 0.3)
     layers = [module for module in net.modules() if hasattr(module, "relu")]
@@ -407,7 +440,7 @@ def test_residual_rows(monkeypatch):
         ({"c3.conv": {"name": "c2.conv"}}, "same name"),
         ({"c2.conv": {"padding": 0}}, "c2.conv: a residual row"),
         ({"c3.conv": {"kernel": 99}}, "c3.conv: a kernel that reaches over 99"),
-        ({"c1.conv": {"name": "c1"}}, "makes no network"),
+        ({"c1.conv": {"name": "c1"}}, "row c1: a name is block.layer"),
         ({"c3.conv": {"name": "c1.more"}}, "the rows of c1 must follow one another"),
         ({"c1.conv": {"name": "training.conv"}}, "makes no network"),
         ({"c2.down": {"name": "c2.shrink"}}, "changes row c2.down"),

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models
-from test_model import random_rows
+from test_model import random_rows, tables
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layers import NORMS, SqueezeExcitation
-from model import ARCHS, DOWNSAMPLE, TableNet, build, receptive_fields, table
+from model import DOWNSAMPLE, TableNet, build, receptive_fields, table
 from receptive_field import trace
 from rules import checklist, walk_back
 
@@ -74,8 +74,7 @@ def test_receptive_field_is_the_extent_of_the_gradient(downsample, norm):
     assert_extent_agrees(maps[0], nn.Sequential(*blocks), size)
 
 
-@pytest.mark.parametrize("arch", [name for name in ARCHS if not callable(ARCHS[name])])
-@pytest.mark.parametrize("downsample", DOWNSAMPLE)
+@pytest.mark.parametrize(("arch", "downsample"), tables())
 def test_the_arithmetic_of_a_table_is_that_of_what_runs(arch, downsample):
     rows = table(arch, downsample)
     seen = {}
