@@ -112,6 +112,12 @@ def check_resumable(checkpoint, path):
     if not isinstance(checkpoint.get("resume"), dict):
         raise UserError(f"{path} cannot be resumed, only a last.pt can")
     check_contents(checkpoint, STATE, path)
+    numbers = list(checkpoint["resume"]["seconds"])
+    for row in checkpoint["resume"]["history"]:
+        is_whole = isinstance(row, dict) and isinstance(row.get("epoch"), int)
+        numbers += row.values() if is_whole else [None]
+    if not numbers or not all(isinstance(value, (int, float)) for value in numbers):
+        raise UserError(f"{path} is damaged: no history of numbers in it")
 
 
 def restore(checkpoint, name="the checkpoint"):

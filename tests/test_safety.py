@@ -707,6 +707,25 @@ def test_damaged_checkpoints(trained, tmp_path, fails, name):
     assert message in fails(evaluate.main, "--ckpt", "damaged.pt")
 
 
+@pytest.mark.parametrize("value", [None, "text", [1], {"a": 1}])
+@pytest.mark.parametrize(
+    "place", ["row", "train_loss", "epoch", "seconds", "schedules"]
+)
+def test_damaged_states_of_a_training(trained, tmp_path, fails, place, value):
+    checkpoint = load_checkpoint(trained / "last.pt")
+    state = checkpoint["resume"]
+    if place == "row":
+        state["history"][0] = value
+    elif place == "seconds":
+        state["seconds"][0] = value
+    elif place == "schedules":
+        state["schedules"] = value
+    else:
+        state["history"][0][place] = value
+    save_checkpoint(tmp_path / "last.pt", checkpoint)
+    assert "damaged" in fails(train.main, "--resume", "last.pt", "-j", 0)
+
+
 def test_truncated_checkpoints(trained, tmp_path):
     whole = (trained / "last.pt").read_bytes()
     path = tmp_path / "truncated.pt"
