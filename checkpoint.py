@@ -223,7 +223,7 @@ class History:
 class Files:
     """The files of a training; only the first process writes, and no dry run does."""
 
-    def __init__(self, args, world):
+    def __init__(self, args, world, resumed=None):
         out = Path(args.out)
         self.best = Path(args.ckpt)
         self.last = self.best.parent / "last.pt"
@@ -240,7 +240,8 @@ class Files:
             utils.check_writable(self.range_test)
         if self.are_written:
             self.check_spared(args.init, *(args.teacher or []))
-            self.check_own(args.resume)
+            if resumed:
+                self.check_own(args, resumed["args"])
             utils.check_writable(self.best, self.last, self.history, self.run)
             utils.check_writable(self.curves, self.augmented)
 
@@ -256,21 +257,27 @@ class Files:
                         "give it a --name"
                     )
 
-    def check_own(self, resumed):
+    def check_own(self, args, kept):
         """Raise UserError where going on would overwrite the files of another training.
 
-        `resumed` is the last.pt to go on from, or None. Those beside it are its own, and so
-        is what was written before torchrun started the training again.
+        `kept` are the options of the last.pt that `args.resume` names. Where it lies in its
+        own place, the files beside it are its own. So are those that torchrun's processes
+        left before they were started again.
         """
-        if resumed is None or is_restart():
+        is_there = self.last.exists() and not self.last.is_symlink()
+        is_kept = (args.ckpt, args.out) == (kept.get("ckpt"), kept.get("out"))
+        if is_kept and is_there and self.last.samefile(args.resume):
             return
-        if self.last.exists() and self.last.samefile(resumed):
-            return
-        for path in (self.best, self.last):
+        if is_there and is_restart():
+            left = load_checkpoint(self.last)
+            check_resumable(left, self.last)
+            if left["resume"].get("run_id") == run_id():
+                return
+        for path in (self.best, self.last, self.history, self.run):
             if path.exists():
                 raise UserError(
-                    f"to go on from {resumed} would overwrite {path}: move that away, or "
-                    "give --name"
+                    f"to go on from {args.resume} would overwrite {path}: move that away, "
+                    "or give --name"
                 )
 
     def save_epoch(self, run, history, training):
@@ -293,12 +300,17 @@ class Files:
         state["run_id"] = run_id()
         save_checkpoint(self.last, run | result | {"resume": state})
 
-    def restore_best(self, run, history, weights):
-        """Write best.pt from what a last.pt keeps of it, as they may have been parted."""
-        self.best_weights = weights
-        if self.are_written:
-            result = result_of(history.best, history.split, weights)
-            save_checkpoint(self.best, run | result)
+    def restore(self, checkpoint, run, history):
+        """Write what a last.pt keeps of the other files, as they may have been parted."""
+        self.best_weights = checkpoint["resume"]["best_weights"]
+        if not self.are_written:
+            return
+        result = result_of(history.best, history.split, self.best_weights)
+        save_checkpoint(self.best, run | result)
+        utils.write_csv(self.history, history.rows)
+        utils.write_json(self.run, run | {"seconds": history.seconds})
+        if not self.last.exists():
+            save_checkpoint(self.last, checkpoint | run)
 
 
 def result_of(row, split, weights):
@@ -393,7 +405,7 @@ def go_on(checkpoint, run, training, files):
         training.load_state_dict(state, checkpoint["weights"])
         history = History(run["chosen_on"], state["history"], state["seconds"])
         check_fit(training.ema.net, state["best_weights"])
-        files.restore_best(run, history, state["best_weights"])
+        files.restore(checkpoint, run, history)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"the state of the training is damaged: {error}")
     return history

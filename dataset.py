@@ -12,16 +12,17 @@ add a data set, write a function like `load_folder` and give it a row of `DATASE
 import atexit
 import contextlib
 import copy
+import errno
 import multiprocessing
 import os
 import random
 import signal
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from ssl import SSLError
 from typing import NamedTuple
 from urllib.error import URLError
 
@@ -118,11 +119,9 @@ def from_torchvision(source, data_dir, train, remedy):
         return source(data_dir, train, download=True)
     except Exception as error:  # noqa: BLE001 - of many types, by what is broken
         reason = " ".join(str(error).split()) or type(error).__name__
-        # Those of the network are an OSError as well.
-        is_of_disk = isinstance(error, OSError) and not isinstance(
-            error, (URLError, SSLError, ConnectionError, TimeoutError)
-        )
-        if is_of_disk:
+        # Those of the network are an OSError as well, and name no file of the disk.
+        is_of_disk = isinstance(error, OSError) and not isinstance(error, URLError)
+        if is_of_disk and (error.filename or error.errno == errno.ENOSPC):
             raise UserError(f"{source.__name__} cannot be kept in {data_dir}: {reason}")
         raise NoImages(
             f"no intact {source.__name__} in {data_dir} and no download ({reason}): "
@@ -394,6 +393,9 @@ def training_loader(images, batch_size, seed, workers, device, world=ALONE):
 class Loader(DataLoader):
     """A DataLoader whose worker processes end with the script, however that ends."""
 
+    def __init__(self, *args, **settings):
+        super().__init__(*args, worker_init_fn=ignore_lost_connections, **settings)
+
     def __iter__(self):
         if self.num_workers == 0:
             return super().__iter__()
@@ -405,6 +407,18 @@ class Loader(DataLoader):
                 return super().__iter__()
         finally:  # also where Ctrl-C comes while they start
             WORKERS.update(set(multiprocessing.active_children()) - others)
+
+
+def ignore_lost_connections(_):
+    """In a worker: print no traceback where the training ends while it hands on a batch."""
+
+    def show(kind, *rest):
+        if not issubclass(kind, ConnectionError):
+            sys.__excepthook__(kind, *rest)
+
+    sys.excepthook = (
+        show  # of a thread of multiprocessing; the worker's own errors travel
+    )
 
 
 @contextlib.contextmanager

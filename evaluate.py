@@ -267,7 +267,8 @@ def main(argv=None):
     checkpoint = load_checkpoint(args.ckpt)
     net = place(restore(checkpoint), device)
     classes = checkpoint["classes"]
-    source = DATASETS.get(args.dataset or checkpoint["args"]["dataset"])
+    trained_on = checkpoint["args"]["dataset"]
+    source = DATASETS.get(trained_on if args.images else args.dataset or trained_on)
     if args.tta and source and not source.mirror:
         raise UserError(
             "--tta looks at mirror images too, and these are of another class: leave it out"

@@ -32,8 +32,8 @@ NORMS = {
     "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
     "layer": lambda channels: nn.GroupNorm(1, channels),  # over C, H, W of an image
 }
-# The norm that treats each pixel by itself in evaluation; others look at the whole map.
-PIXELWISE_NORM = nn.BatchNorm2d
+# Norms that treat each pixel by itself in evaluation; others look at the whole map.
+PIXELWISE_NORMS = (nn.BatchNorm2d, nn.Identity)
 
 
 class Conv(nn.Conv2d):
@@ -244,7 +244,8 @@ def as_computed(rows, norm):
     that look at the whole map do so in evaluation too, so that with them the rows stay.
     """
     rows = list(rows)
-    if not isinstance(NORMS[norm](8), PIXELWISE_NORM):
+    norms = [NORMS[norm](row.channels) for row in rows[:-1] if row.kind in ONE_KERNEL]
+    if not all(isinstance(made, PIXELWISE_NORMS) for made in norms):
         return rows
     for number in range(len(rows) - 1, 0, -1):
         before, row = rows[number - 1], rows[number]
@@ -295,7 +296,7 @@ def make_layer(row, computed, channels, norm, dropout, is_last):
     return Residual(layer, shortcut)
 
 
-def mirror_kernels(layer, name):
+def mirror_kernels(layer):
     """Let half of the kernels of a row be the mirror images of the other half.
 
     An image and its mirror image show the same thing, so that a network needs most of its
@@ -303,25 +304,23 @@ def mirror_kernels(layer, name):
     group convolution by reflections: Cohen, Welling, "Group Equivariant Convolutional
     Networks", ICML 2016. Here it is not exact: normalisation has a weight for each channel,
     and of an even number of pixels a stride of 2 reads others from the left than from the
-    right. An odd number of kernels stays as it is, and so do those of a gate.
-
-    Raises ValueError, with the `name` of the row, for kernels that cannot be mirrored.
+    right. An odd number of kernels stays as it is.
     """
-    gates = set()
-    for module in layer.modules():
-        if isinstance(module, SqueezeExcitation):
-            gates.update(module.modules())
     for module in layer.modules():
         if isinstance(module, Conv) and len(module.weight) % 2 == 0:
             half = module.weight[: len(module.weight) // 2]
             module.weight = nn.Parameter(half.detach().clone())
             module.is_mirrored = True
-        is_foreign = isinstance(module, nn.Conv2d) and not isinstance(module, Conv)
-        if is_foreign and module not in gates:
-            raise ValueError(
-                f"row {name}: a plain nn.Conv2d has no mirrored kernels: take Conv of "
-                "layers.py, or --kernels free"
-            )
+
+
+def has_foreign_kernels(layer):
+    """Whether a row has kernels that cannot be mirrored, those of gates left out."""
+    of_gates = set()
+    for module in layer.modules():
+        if isinstance(module, SqueezeExcitation):
+            of_gates.update(module.modules())
+    foreign = [m for m in layer.modules() if isinstance(m, nn.Conv2d)]
+    return any(m not in of_gates and not isinstance(m, Conv) for m in foreign)
 
 
 def size_after(row, size):

@@ -23,6 +23,7 @@ from layers import (
     WITHOUT_WINDOW,
     Row,
     as_computed,
+    has_foreign_kernels,
     make_layer,
     mirror_kernels,
     run_as_written,
@@ -138,7 +139,7 @@ class TableNet(nn.Module):
                 )
             layer = make_layer(row, computed, channels, norm, dropout, is_last)
             if kernels == "mirrored" and not is_last:
-                mirror_kernels(layer, row.name)
+                mirror_kernels(layer)
             self.get_submodule(block).add_module(name, layer)
             if row.kind not in KEEPS_CHANNELS:
                 channels = row.channels
@@ -233,7 +234,7 @@ class Net(nn.Module):
                 copied.body = TableNet(self.rows, *settings, is_written=True)
             copied.load_state_dict(self.state_dict())
         run_as_written(copied)
-        return copied
+        return copied.train(self.training)
 
 
 def build(
@@ -270,7 +271,45 @@ def build(
             f"'{arch}' makes no network: its scores of 2 images have the shape "
             f"{tuple(scores.shape)}, not (2, {classes})"
         )
+    if rows:
+        check_rows(net)
     return net
+
+
+def check_rows(net):
+    """Raise UserError where the kinds of rows no longer do what is taken for granted.
+
+    An edit of a kind may have added what cannot be mirrored, or what looks at more than
+    single pixels, so that the rows as computed are another network than the table's.
+    """
+    for row in net.rows[:-1]:
+        is_mirrored = net.config["kernels"] == "mirrored"
+        is_gate = row.kind in KEEPS_CHANNELS
+        if is_mirrored and not is_gate and has_foreign_kernels(layer_of(net, row)):
+            raise UserError(
+                f"row {row.name}: a plain nn.Conv2d has no mirrored kernels: take Conv of "
+                "layers.py, or --kernels free"
+            )
+    if as_computed(net.rows, net.config["norm"]) == net.rows:
+        return
+    images = 255 * torch.rand(
+        2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        computed, written = (one.eval()(images) for one in (net, net.as_written()))
+    net.train()
+    if not torch.allclose(
+        computed, written, rtol=1e-2, atol=1e-2 * written.std().item()
+    ):
+        raise UserError(
+            "the rows as computed give other scores than the table: leave the kind that you "
+            "changed out of ONE_KERNEL of layers.py"
+        )
+
+
+def layer_of(net, row):
+    """The module that a row of a network's table became."""
+    return net.body.get_submodule(row.name)
 
 
 def table(arch, downsample):
@@ -361,17 +400,11 @@ def summarise(net, nodes):
     `nodes` are those of `trace`.
     """
     modules = dict(net.named_modules())
-    # Of the rows of a table by their arithmetic, of all else as traced: the same, by the tests.
-    fields = receptive_fields(net.rows) if net.rows else {}
     lines = []
     for name, members in groupby(nodes, key=lambda node: name_of(net, node)):
         members = list(members)
         if any(node.window for node in members):
-            line = line_of_summary(modules, name, members)
-            if name in fields:
-                field, jump = fields[name]
-                line = line._replace(receptive_field=field, jump=jump)
-            lines.append(line)
+            lines.append(line_of_summary(modules, name, members))
     return lines
 
 
@@ -434,6 +467,17 @@ def print_summary(lines, total, computed):
     print(f"{total:,} parameters, {macs:,} multiply-adds an image")
     if computed < macs:
         print(f"{computed:,} of them are computed: no layer reads what the others give")
+
+
+def print_difference(lines, fields):
+    """Print where the arithmetic of a table's rows, `fields`, is not what was traced."""
+    for line in lines:
+        if line.name in fields and fields[line.name][0] != line.receptive_field:
+            print(
+                f"note: by its row alone the receptive field of {line.name} would be "
+                f"{fields[line.name][0]}: its kind does more than the row says"
+            )
+            return
 
 
 def title_of(config, downsample):
@@ -511,6 +555,7 @@ def main(argv=None):
     nodes = trace(net)
     lines = summarise(net, nodes)
     print_summary(lines, count_parameters(net), computed_macs(net))
+    print_difference(lines, receptive_fields(net.rows or []))
     if args.computed:
         print_computed(net)
     if args.plot:

@@ -14,6 +14,7 @@ curves, a picture of the augmentation and run.json to the folder --out.
 import argparse
 import math
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -301,7 +302,7 @@ def main(argv=None):
         if args.seeds > 1:
             status = train_seeds(args, device, world)
         else:
-            files = Files(args, world)
+            files = Files(args, world, resumed)
             images = load_images(args, world)
             status = train(args, resumed, images, files, device, world)
     except RuntimeError as error:
@@ -530,9 +531,10 @@ def train_epochs(training, loader, images, history, run, files):
 def command_to_go_on(last):
     """The command that resumes a last.pt, by make where make runs this.
 
-    The Python of make is in .venv, and need not be on the path.
+    The Python of make is in .venv, and need not be on the path. A name with quotes or a
+    dollar would mean something else to make.
     """
-    if "MAKELEVEL" in os.environ:
+    if "MAKELEVEL" in os.environ and re.fullmatch(r"[\w ./-]+", str(last)):
         return f'make train ARGS="--resume {shlex.quote(str(last))}"'
     return subprocess.list2cmdline(["python", "train.py", "--resume", str(last)])
 
@@ -625,9 +627,13 @@ def train_seeds(args, device, world):
         changes = {"seed": seed, "seeds": 1, "name": None}
         changes |= {"out": str(folder), "ckpt": str(folder / "best.pt")}
         trainings.append(argparse.Namespace(**vars(args) | changes))
-    own = [(one, Files(one, ALONE)) for one in world.shard(trainings)]
+    own, status, trouble = [], 0, None
+    try:
+        own = [(one, Files(one, ALONE)) for one in world.shard(trainings)]
+    except UserError as error:
+        trouble = str(error)
+    say_all(world.gather([trouble]))
     images = load_images(args, world)
-    status, trouble = 0, None
     for one, files in own:
         print(f"\nin {one.out}")
         try:
@@ -636,9 +642,7 @@ def train_seeds(args, device, world):
             trouble = f"{one.out}: {error}"
         if status or trouble:
             break
-    troubles = [line for line in world.gather([trouble]) if line]
-    if troubles:
-        raise UserError("; ".join(troubles))
+    say_all(world.gather([trouble]))
     status = max(world.gather([status]))
     if status and not args.dry_run:
         print("to go on with all seeds: the same command with --continue")
@@ -647,6 +651,12 @@ def train_seeds(args, device, world):
         folders = [one.out for one in trainings]
         compare.main([*folders, "--out", str(out / "compare.png")])
     return status
+
+
+def say_all(troubles):
+    """Raise UserError with what is wrong in some of the processes; None is nothing."""
+    if troubles := [line for line in troubles if line]:
+        raise UserError("; ".join(troubles))
 
 
 if __name__ == "__main__":

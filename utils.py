@@ -210,7 +210,7 @@ def remove_leftovers(path):
     """Remove the temporary files of a path whose processes have ended."""
     for left in path.parent.glob(glob.escape(path.name) + ".*.tmp"):
         pid = left.name.removeprefix(f"{path.name}.").removesuffix(".tmp")
-        if pid.isdigit() and not is_running(int(pid)):
+        if pid.isascii() and pid.isdigit() and not is_running(int(pid)):
             left.unlink(missing_ok=True)
 
 
@@ -222,7 +222,7 @@ def is_running(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # of another user
+    except (PermissionError, OverflowError):  # of another user; no number of a process
         return True
     return True
 

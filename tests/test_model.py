@@ -365,6 +365,32 @@ def test_kernels_that_cannot_be_mirrored_are_refused(monkeypatch):
     build("edited", "dilated", "batch", None, kernels="free")
 
 
+def test_an_edit_of_a_kind_that_looks_beyond_its_pixels_is_noticed(call, monkeypatch):
+    """The row before would leave out what a second 3x3 kernel reads."""
+
+    def double(row, channels):
+        layer = plain(row, channels)
+        layer.second = Conv(row.channels, row.channels, 3, 1, 1, 1)
+        return layer
+
+    plain = KINDS["plain"]
+    monkeypatch.setitem(KINDS, "plain", double)
+    with pytest.raises(
+        UserError, match="leave the kind that you changed out of ONE_KERNEL"
+    ):
+        build("small", "dilated", "batch", None)
+    build("small", "dilated", "group", None)  # computes all that the table says
+    _, output, _ = call(model.main, "--arch", "small", "--norm", "group")
+    assert "by its row alone the receptive field of c1.conv would be 3:" in output
+
+
+def test_a_norm_that_takes_some_channels_alone(monkeypatch):
+    monkeypatch.setitem(NORMS, "g16", lambda channels: nn.GroupNorm(16, channels))
+    build("reference", "dilated", "g16", None)
+    monkeypatch.setitem(NORMS, "none", lambda channels: nn.Identity())
+    assert as_computed(SMALL, "none") == as_computed(SMALL, "batch") != SMALL
+
+
 def test_a_kind_that_leaves_no_place_for_norm_and_relu_is_refused(monkeypatch):
     """They would be added where nothing runs them."""
 

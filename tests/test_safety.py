@@ -389,7 +389,7 @@ def test_an_option_of_a_student_that_is_off_stays_off(trained, tmp_path, monkeyp
 
 
 def test_going_on_overwrites_no_other_training(
-    trained, interrupted, tmp_path, fails, call
+    trained, interrupted, tmp_path, fails, call, monkeypatch
 ):
     for name in ("best.pt", "last.pt"):
         shutil.copy(trained / name, tmp_path / name)
@@ -398,9 +398,26 @@ def test_going_on_overwrites_no_other_training(
     assert "would overwrite best.pt" in fails(train.main, *options)
     (tmp_path / "best.pt").unlink()
     assert "would overwrite last.pt" in fails(train.main, *options)
+    (tmp_path / "results").mkdir()
+    shutil.copy(trained / "results" / "history.csv", tmp_path / "results")
+    errors = fails(train.main, *options, "--ckpt", "other/best.pt")
+    assert "history.csv" in errors
+    monkeypatch.setenv(
+        "TORCHELASTIC_RESTART_COUNT", "1"
+    )  # as torchrun, after a refusal
+    assert "would overwrite last.pt" in fails(train.main, *options)
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
     assert call(train.main, *options, "--name", "friend")[0] == 0
     assert load_checkpoint("results/friend/last.pt")["epoch"] == 3
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_finished_training_resumed_elsewhere_leaves_all_files(trained, call):
+    options = ["--resume", trained / "last.pt", "-j", 0, "--name", "moved"]
+    assert call(train.main, *options)[0] == 0
+    for name in ("best.pt", "last.pt", "history.csv", "run.json", "curves.png"):
+        assert Path("results/moved", name).exists(), name
+    assert load_checkpoint("results/moved/last.pt")["args"]["name"] == "moved"
 
 
 def test_test_images_are_said_to_be_unseen_once(tmp_path, capsys):

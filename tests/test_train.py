@@ -286,10 +286,11 @@ def test_a_process_leaves_alone_what_another_one_writes(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     left = tmp_path / f"best.pt.{ended.pid}.tmp"
-    for file in (running, left, tmp_path / "best.pt.x.tmp"):
+    foreign = [tmp_path / f"best.pt.{name}.tmp" for name in ("x", "²", 10**20)]
+    for file in (running, left, *foreign):
         file.touch()
     utils.check_writable(path)
-    assert sorted(tmp_path.iterdir()) == sorted([running, tmp_path / "best.pt.x.tmp"])
+    assert sorted(tmp_path.iterdir()) == sorted([running, *foreign])
 
 
 def test_two_writers_of_one_name_disturb_neither(tmp_path):

@@ -5,6 +5,7 @@
 Everything goes into results/demo, whatever the options say.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -20,7 +21,11 @@ EVALUATION = ["--ckpt", f"{OUT}/best.pt", "--out", OUT]
 
 
 def main(argv=None):
-    options = sys.argv[1:] if argv is None else argv
+    # --name says where all goes; argparse would refuse these beside it.
+    dropped = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--ckpt", "--out", "--name"):
+        dropped.add_argument(option)
+    _, options = dropped.parse_known_args(argv)
     digits = ["--dataset", "digits", "--epochs", "10"]
     status = train.main([*digits, *options, "--name", "demo"])
     is_trained = "--dry-run" not in options and "--find-lr" not in options

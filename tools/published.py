@@ -59,7 +59,7 @@ def published_schedules(optimizers, args, steps):
     """From a tenth of the peak to it over 0.15 of the steps, then to a hundredth."""
     ends = {"pct_start": 0.15, "div_factor": 10, "final_div_factor": 10}
     (sgd,) = optimizers
-    return [OneCycleLR(sgd, args.lr, steps, cycle_momentum=False, **ends)]
+    return [OneCycleLR(sgd, args.lr, max(2, steps), cycle_momentum=False, **ends)]
 
 
 def main():
