@@ -402,11 +402,10 @@ def test_going_on_overwrites_no_other_training(
     shutil.copy(trained / "results" / "history.csv", tmp_path / "results")
     errors = fails(train.main, *options, "--ckpt", "other/best.pt")
     assert "history.csv" in errors
-    monkeypatch.setenv(
-        "TORCHELASTIC_RESTART_COUNT", "1"
-    )  # as torchrun, after a refusal
-    assert "would overwrite last.pt" in fails(train.main, *options)
-    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    with monkeypatch.context() as patch:  # as torchrun does after a refusal
+        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        patch.setenv("TORCHELASTIC_RUN_ID", "another")
+        assert "would overwrite last.pt" in fails(train.main, *options)
     assert call(train.main, *options, "--name", "friend")[0] == 0
     assert load_checkpoint("results/friend/last.pt")["epoch"] == 3
     assert (tmp_path / "last.pt").read_bytes() == before
