@@ -404,7 +404,7 @@ def test_going_on_overwrites_no_other_training(
     assert "history.csv" in errors
     with monkeypatch.context() as patch:  # as torchrun does after a refusal
         patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        patch.setenv("TORCHELASTIC_RUN_ID", "another")
+        patch.setattr("checkpoint.run_id", lambda: "another")
         assert "would overwrite last.pt" in fails(train.main, *options)
     assert call(train.main, *options, "--name", "friend")[0] == 0
     assert load_checkpoint("results/friend/last.pt")["epoch"] == 3
