@@ -13,13 +13,17 @@ import atexit
 import contextlib
 import copy
 import errno
+import functools
 import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
+import unicodedata
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -36,7 +40,7 @@ from PIL import Image, ImageOps
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets import CIFAR10, CIFAR100, MNIST, ImageFolder
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 
 from machine import ALONE, cores
 from plots import plot_images
@@ -47,6 +51,7 @@ from utils import (
     check_regular_file,
     check_writable,
     is_text,
+    line_of,
     progress,
     run,
 )
@@ -54,6 +59,7 @@ from utils import (
 cv2.setNumThreads(0)  # on images this small, OpenCV's threads only keep cores busy
 MOVE = 0.7  # probability that an image is shifted, scaled and rotated
 HOLE = 0.15  # probability that it gets a hole: low, as a network this small underfits
+LEAST_STD = 1 / 255  # of a channel of the images
 SHOWN = 20  # classes at most in the picture of samples
 WORKERS = weakref.WeakSet()  # the processes that loaders started
 
@@ -92,6 +98,24 @@ def augmentation(mean, mirror, move, hole):
     return transform
 
 
+# Names of the folders of the two parts, in any case; the first that is there is taken.
+PARTS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "val", "valid", "validation"),
+}
+# What systems leave among people's files, besides hidden ones.
+LEFT_BEHIND = {
+    "__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found",
+    "system volume information",
+}  # fmt: skip
+# What Pillow opens and then does not draw, or has another program draw.
+NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+DATASET_HELP = (
+    "kind of images (default: folder, where --data-dir has train/; else cifar10)"
+)
+HELD_OUT = 0.2  # of the images of a folder without a test part
+
+
 class NoImages(UserError):
     """A data set is neither there nor to be downloaded."""
 
@@ -108,6 +132,27 @@ class DataSet(NamedTuple):
     mirror: bool  # whether a mirror image is of the same class
 
 
+def pick_dataset(name, data_dir):
+    """The data set that --dataset names; where it is left out, what is plainly there.
+
+    That is "folder" for a folder with train/ or with classes, and else "cifar10".
+    """
+    if name is not None:
+        return name
+    data_dir = Path(data_dir)
+    inside = []
+    with contextlib.suppress(OSError):
+        inside = [path.name for path in data_dir.iterdir()]
+    if any(name.startswith("cifar-10-") for name in inside):
+        return "cifar10"
+    if find_part(data_dir, "train"):
+        return "folder"
+    with contextlib.suppress(OSError, UserError):
+        list_images(data_dir)
+        return "folder"
+    return "cifar10"
+
+
 def from_torchvision(source, data_dir, train, remedy):
     """A data set of one of torchvision's classes, downloaded where it is missing.
 
@@ -115,6 +160,8 @@ def from_torchvision(source, data_dir, train, remedy):
     `remedy`, where the data set is neither there, whole, nor to be downloaded, and UserError
     where the folder itself is at fault.
     """
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(60)  # seconds without an answer; without it, for ever
     try:
         return source(data_dir, train, download=True)
     except Exception as error:  # noqa: BLE001 - of many types, by what is broken
@@ -127,10 +174,16 @@ def from_torchvision(source, data_dir, train, remedy):
             f"no intact {source.__name__} in {data_dir} and no download ({reason}): "
             f"{remedy}, or take --dataset folder; 'make demo' needs no images"
         )
+    finally:
+        socket.setdefaulttimeout(patience)
 
 
 def load_cifar(source, data_dir, train):
     """The images of `source`, which is CIFAR10 or CIFAR100."""
+    if os.path.basename(os.path.normpath(data_dir)) == source.base_folder:
+        data_dir = os.path.dirname(
+            os.path.abspath(data_dir)
+        )  # it is itself the data set
     remedy = f"put {source.filename} there"
     data = from_torchvision(source, data_dir, train, remedy)
     return data.data, data.targets, data.classes
@@ -161,22 +214,228 @@ def load_mnist(data_dir, train):
     return grey_to_rgb(grey), data.targets.tolist(), classes
 
 
+class Listing(NamedTuple):
+    """Image files by class, before any pixel is read."""
+
+    folder: Path
+    paths: list
+    labels: list  # of each path
+    classes: list  # their names
+    skipped: Counter  # files left out, by the reason
+    whole: int = 0  # images of a folder of which this is the part held out, or the rest
+
+
 def load_folder(data_dir, train):
-    """Images in <data_dir>/train/<class>/ and <data_dir>/test/<class>/."""
-    folder = os.path.join(data_dir, "train" if train else "test")
-    try:
-        files = ImageFolder(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no images in {folder}: {error}")
-    if not all(map(is_text, files.classes)):
-        raise UserError(f"{folder} has a class whose name does not print: rename it")
-    if len(files.classes) < 2:
-        raise UserError(f"{folder} holds one class; a classifier needs two or more")
+    """Images in <data_dir>/train/<class>/ and <data_dir>/test/<class>/.
+
+    Where there are folders of classes alone, a fifth of each class is the test part, always
+    the same.
+    """
+    listing = list_part(data_dir, "train" if train else "test")
     # One after another: images this small keep threads waiting for Python's lock.
-    images = []
-    for path, _ in progress(files.samples, folder, unit=" images"):
-        images.append(read_image(path))
-    return np.stack(images), files.targets, files.classes
+    images, broken, notes = [], [], Counter()
+    for path in progress(listing.paths, str(listing.folder), unit=" images"):
+        try:
+            image = read_image(path, notes)
+            notes["of one colour"] += image.min() == image.max()
+            images.append(image)
+        except UserError as error:
+            broken.append(str(error))
+    if broken:
+        more = f"; and {len(broken) - 20} more" if len(broken) > 20 else ""
+        raise UserError(
+            f"{len(broken)} of {len(listing.paths)} images are broken, move them away: "
+            f"{'; '.join(broken[:20])}{more}"
+        )
+    print(f"read      {in_words(listing, notes)}")
+    return np.stack(images), listing.labels, listing.classes
+
+
+def in_words(listing, notes):
+    """What was read of a folder, and what was not."""
+    counts = Counter(listing.labels)
+    if len(counts) > 10:
+        few, many = min(counts.values()), max(counts.values())
+        each = f"{few:,} to {many:,} each" if few < many else f"{few:,} each"
+    else:
+        named = zip(listing.classes, counts.values())
+        each = ", ".join(f"{name} {count:,}" for name, count in named)
+    words = f"{len(listing.paths):,} images of {len(counts)} classes ({each})"
+    for reason, count in notes.items():
+        words += f", {count:,} {reason}" if count else ""
+    words += f" from {listing.folder}"
+    if listing.whole:
+        words += (
+            f", which has no test/: a fifth of its {listing.whole:,} is held out as it"
+        )
+    return words + skipped_in_words(listing.skipped)
+
+
+def skipped_in_words(skipped):
+    """How many files were left out, and why."""
+    if not skipped:
+        return ""
+    reasons = ", ".join(
+        f"{count:,} {reason}" for reason, count in skipped.most_common()
+    )
+    return f"; skipped {skipped.total():,}: {reasons}"
+
+
+def check_folder(data_dir):
+    """Raise UserError for what is wrong with a folder and shows before a pixel is read.
+
+    Returns the number of its training images.
+    """
+    parts = [list_part(data_dir, part) for part in PARTS]
+    check_classes(*(part.classes for part in parts))
+    return len(parts[0].paths)
+
+
+def check_classes(classes, test_classes):
+    """Raise UserError where the two parts have different classes."""
+    if differing := sorted(set(classes) ^ set(test_classes)):
+        raise UserError(f"classes not in both train and test: {', '.join(differing)}")
+
+
+def list_part(data_dir, part):
+    """The `Listing` of the training or the test images of a folder."""
+    data_dir = Path(data_dir)
+    folder = find_part(data_dir, part)
+    if folder:
+        return list_images(folder)
+    if find_part(data_dir, "train") or find_part(data_dir, "test"):
+        names = " or ".join(f"{name}/" for name in PARTS[part])
+        raise UserError(
+            f"no images in {data_dir / part}: {data_dir} holds {contents_of(data_dir)}, "
+            f"and no {names}"
+        )
+    check_place(data_dir)
+    whole = list_images(data_dir)
+    numbers = range(len(whole.paths))
+    try:
+        chosen = train_test_split(
+            numbers, test_size=HELD_OUT, stratify=whole.labels, random_state=0
+        )
+    except ValueError as error:
+        raise UserError(f"{data_dir} is too small to hold out a test part: {error}")
+    chosen = sorted(chosen[part == "test"])
+    paths = [whole.paths[number] for number in chosen]
+    labels = [whole.labels[number] for number in chosen]
+    return whole._replace(paths=paths, labels=labels, whole=len(whole.paths))
+
+
+def find_part(data_dir, part):
+    """The folder of a part, or None."""
+    inside = {}
+    with contextlib.suppress(OSError):
+        inside = {path.name.lower(): path for path in sorted(data_dir.iterdir())}
+    for name in PARTS[part]:
+        if name in inside and inside[name].is_dir():
+            return inside[name]
+    return None
+
+
+def check_place(data_dir):
+    """Raise UserError where the images are beside or below the folder that was named."""
+    if not data_dir.is_dir():
+        raise UserError(
+            f"no images in {data_dir / 'train'}: there is no folder {data_dir}"
+        )
+    parent = data_dir.absolute().parent
+    names = (*PARTS["train"], *PARTS["test"])
+    is_part = data_dir.absolute().name.lower() in names
+    if is_part and find_part(parent, "train") and find_part(parent, "test"):
+        raise UserError(f"{data_dir} is a part of the images: --data-dir {parent}")
+    below = [path for path in folders_in(data_dir) if find_part(path, "train")]
+    if below:
+        raise UserError(f"no images in {data_dir / 'train'}: --data-dir {below[0]}")
+
+
+def folders_in(folder):
+    """The folders in a folder, without those that systems leave behind, in order."""
+    try:
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}")
+    return [path for path in inside if path.is_dir() and not is_left_behind(path.name)]
+
+
+def is_left_behind(name):
+    """Whether a name is hidden, or a system's."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def contents_of(folder):
+    """The first names in a folder, in words."""
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "nothing") + more
+
+
+def list_images(folder):
+    """The `Listing` of a folder with a folder for each class; others in these count too.
+
+    Raises UserError where there are not two classes with images.
+    """
+    folders, skipped = folders_in(folder), Counter()
+    for path in folder.iterdir():
+        if path not in folders:
+            skipped[reason_to_skip(path) or "beside the classes"] += 1
+    paths, labels, classes = [], [], []
+    for inside in folders:
+        name = unicodedata.normalize("NFC", inside.name)  # as macOS may not write it
+        if not is_text(name):
+            raise UserError(
+                f"{folder} has a class whose name does not print: rename it"
+            )
+        found = images_in(inside, skipped)
+        if not found:
+            raise UserError(f"no images in {inside}: move it away if it is no class")
+        classes.append(name)
+        paths += found
+        labels += [len(classes) - 1] * len(found)
+    if not classes:
+        raise UserError(
+            f"no images in {folder}: a folder for each class is wanted, and it holds "
+            f"{contents_of(folder)}"
+        )
+    if len(classes) < 2:
+        raise UserError(f"{folder} holds one class; a classifier needs two or more")
+    return Listing(folder, paths, labels, classes, skipped)
+
+
+def images_in(folder, skipped):
+    """The paths of the images in a folder and those below it; others are counted."""
+    found = []
+    for root, folders, names in sorted(os.walk(folder, followlinks=True)):
+        if any(is_left_behind(part) for part in Path(root).relative_to(folder).parts):
+            skipped["hidden"] += len(names)
+            continue
+        for name in sorted(names):
+            path = Path(root, name)
+            reason = reason_to_skip(path)
+            if reason:
+                skipped[reason] += 1
+            else:
+                found.append(path)
+    return found
+
+
+def reason_to_skip(path):
+    """Why a file is no image to read, in a word or two; None for one that is.
+
+    It counts what is in it, and its suffix where that is of an image: one that is broken is
+    not passed over.
+    """
+    if is_left_behind(path.name):
+        return "hidden"
+    suffix = path.suffix.lower()
+    formats, suffixes = readable()
+    if suffix in suffixes:
+        return None
+    with contextlib.suppress(Exception), Image.open(path, formats=formats):
+        return None
+    return suffix or "without suffix"
 
 
 def load_digits(data_dir, train):
@@ -205,26 +464,83 @@ def grey_to_rgb(images):
     return np.repeat(images[..., np.newaxis], 3, axis=-1)
 
 
-def read_image(path):
+def read_image(path, notes=None):
     """An image file as uint8 (SIDE, SIDE, 3), upright, the middle of it if it is not square.
 
-    An upright RGB image of that size is returned as it is. Raises UserError for what is not
-    a regular file, is no image, or is smaller than 8 pixels.
+    It is what a viewer shows on white. An upright RGB image of that size is returned as it
+    is; a JPEG that is far larger is decoded at a fraction of its size. What had to be
+    changed is counted in `notes`, a Counter. Raises UserError for what is not a regular
+    file, is no image, shows nothing, or cannot be told what its values mean.
     """
     check_regular_file(path)
+    notes = Counter() if notes is None else notes
+    formats, _ = readable()
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=formats) as file:
+            file.draft(None, (4 * SIDE, 4 * SIDE))  # a JPEG, to no less than this
             image = turn_upright(file)
-            if min(image.size) < 8:
-                raise ValueError(f"{image.width}x{image.height} pixels show nothing")
-            if image.mode.startswith("I"):  # 16 bits, which convert() would cut off
-                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            image = image.convert("RGB")
-            if image.size != (SIDE, SIDE):
-                image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
-            return np.asarray(image)
+        if min(image.size) < 8:
+            raise ValueError(f"{image.width}x{image.height} pixels show nothing")
+        image = to_rgb(image, notes)
+        if image.size != (SIDE, SIDE):
+            image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
+        return np.asarray(image)
     except Exception as error:  # noqa: BLE001 - decoders raise many types
-        raise UserError(f"{path} cannot be read as an image: {error}")
+        reason = "a pointer of Git LFS, 'git lfs pull' fetches it"
+        if not is_lfs_pointer(path):
+            reason = error
+        raise UserError(f"{path} cannot be read as an image: {reason}")
+
+
+def is_lfs_pointer(path):
+    """Whether a file stands for one that Git LFS has not fetched."""
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+        return file.read(42) == b"version https://git-lfs.github.com/spec/v1"
+    return False
+
+
+def to_rgb(image, notes):
+    """An image of any mode in RGB, laid on white where it is transparent."""
+    if image.mode[0] in "IF":
+        image = Image.fromarray(to_8_bits(np.asarray(image), image.mode))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            notes["transparent and laid on white"] += 1
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def to_8_bits(values, mode):
+    """The values of a grey image of the mode I, F or I;16, from 0 to 255.
+
+    Raises ValueError where that would be a guess: of 16 bits of which 12 or less are used,
+    a viewer shows black.
+    """
+    low, high = values.min(), values.max()
+    if mode == "F" and low >= 0 and high <= 1:
+        return (255 * values).round().astype(np.uint8)
+    if mode in "IF" and low >= 0 and high <= 255:
+        return values.round().astype(np.uint8)
+    if mode != "F" and low >= 0 and (high == 0 or 4096 <= high < 65536):
+        return (values // 256).astype(np.uint8)
+    raise ValueError(
+        f"its values are from {low:g} to {high:g}: scale them to 0 to 255 and save it with "
+        "8 bits"
+    )
+
+
+@functools.cache
+def readable():
+    """The formats that Pillow draws by itself, and the suffixes of their files."""
+    Image.init()
+    formats = sorted(set(Image.OPEN) - NOT_DRAWN)
+    suffixes = set()
+    for suffix, kind in Image.registered_extensions().items():
+        if kind in formats:
+            suffixes.add(suffix)
+    return formats, suffixes
 
 
 def turn_upright(image):
@@ -253,26 +569,55 @@ def load(dataset, data_dir, train):
     Returns uint8 images (N, SIDE, SIDE, 3), int64 labels (N,), and the names of the classes.
     Raises UserError where it cannot be had.
     """
-    images, labels, classes = DATASETS[dataset].load(data_dir, train)
-    if images.shape[1:] != (SIDE, SIDE, 3):
-        raise UserError(
-            f"the images of {dataset} are of the shape {images.shape[1:]}, and not "
-            f"({SIDE}, {SIDE}, 3), by SIDE of utils.py"
-        )
+    load = DATASETS[dataset].load
+    try:
+        images, labels, classes = load(data_dir, train)
+        images, labels, classes = np.asarray(images), np.asarray(labels), list(classes)
+        check_loaded(images, labels, classes)
+    except (TypeError, ValueError) as error:
+        name = getattr(load, "__name__", dataset)
+        raise UserError(f"{name}, which loads '{dataset}' ({line_of(error)}): {error}")
     return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64), classes
 
 
-def load_splits(dataset, data_dir, val_size=0):
+def check_loaded(images, labels, classes):
+    """Raise ValueError where these are not what a `DataSet.load` has to return."""
+    if images.ndim != 4 or images.shape[1:] != (SIDE, SIDE, 3):
+        raise ValueError(
+            f"its images are of the shape {images.shape}, and not (N, {SIDE}, {SIDE}, 3)"
+        )
+    if images.dtype != np.uint8:
+        raise ValueError(f"its images are {images.dtype}, and not uint8 from 0 to 255")
+    if labels.shape != (len(images),):
+        raise ValueError(f"it has {len(images)} images and labels of {labels.shape}")
+    if len(images) == 0:
+        raise ValueError("it has no images")
+    if (
+        labels.dtype.kind not in "iu"
+        or labels.min() < 0
+        or labels.max() >= len(classes)
+    ):
+        raise ValueError(
+            f"its labels are {labels.dtype} from {labels.min()} to {labels.max()}, and not "
+            f"whole numbers from 0 to {len(classes) - 1}, for {len(classes)} classes"
+        )
+    if not all(is_text(name) for name in classes):
+        raise ValueError("the names of its classes are not all texts that print")
+
+
+def load_splits(dataset, data_dir, val_size=0, batch_size=1):
     """The splits "train", "test" and, of `val_size` training images, "val".
 
     Returns {name: (images, labels)} and the names of the classes, all as from `load`.
     The held-out images are the same for every seed, so that runs can be compared. Raises
-    UserError where train and test have different classes, or `val_size` is impossible.
+    UserError where train and test have different classes, `val_size` is impossible, or the
+    training images are fewer than `batch_size`; for a folder before a pixel is read.
     """
+    if dataset == "folder":
+        check_batch(batch_size, check_folder(data_dir) - val_size)
     images, labels, classes = load(dataset, data_dir, train=True)
     test_images, test_labels, test_classes = load(dataset, data_dir, train=False)
-    if differing := sorted(set(classes) ^ set(test_classes)):
-        raise UserError(f"classes not in both train and test: {', '.join(differing)}")
+    check_classes(classes, test_classes)
     splits = {"train": (images, labels), "test": (test_images, test_labels)}
     if val_size:
         try:
@@ -283,11 +628,33 @@ def load_splits(dataset, data_dir, val_size=0):
             raise UserError(f"--val-size {val_size} is impossible: {error}")
         splits["train"] = images[kept], labels[kept]
         splits["val"] = images[held_out], labels[held_out]
+    check_batch(batch_size, len(splits["train"][1]))
     return splits, classes
 
 
+def check_batch(batch_size, count):
+    """Raise UserError where there are fewer training images than in a batch."""
+    if 0 < count < batch_size:
+        raise UserError(f"--batch-size {batch_size}: there are {count} images")
+
+
+def note_repeated(splits):
+    """Print how many test images are training images too, pixel by pixel."""
+    seen = {image.tobytes() for image in splits["train"][0].numpy()}
+    tests = splits["test"][0].numpy()
+    count = sum(image.tobytes() in seen for image in tests)
+    if count:
+        print(
+            f"note      {count:,} of the {len(tests):,} test images are training images "
+            "too: their accuracy says nothing of new ones"
+        )
+
+
 def mean_and_std(images):
-    """The mean and standard deviation of each channel, pixels taken as 0 to 1."""
+    """The mean and standard deviation of each channel, pixels taken as 0 to 1.
+
+    The deviation is at least that of a grey level: a channel may be constant.
+    """
     values = np.arange(256) / 255
     means, deviations = [], []
     for channel in images.reshape(-1, 3).numpy().T:
@@ -296,7 +663,7 @@ def mean_and_std(images):
         mean = float(np.average(values, weights=counts))
         variance = float(np.average((values - mean) ** 2, weights=counts))
         means.append(mean)
-        deviations.append(variance**0.5)
+        deviations.append(max(variance**0.5, LEAST_STD))
     return means, deviations
 
 
@@ -466,14 +833,14 @@ def print_counts(splits, classes):
 
 def plot_samples(images, labels, classes, path):
     """Images of the first classes as they are, eight at most: one row per class."""
-    rows = []
-    for number in range(min(len(classes), SHOWN)):
-        rows.append((labels == number).nonzero().ravel()[:8])
-    columns = max(len(row) for row in rows)
-    # A class with fewer images is left out, or the rows below it would move up.
-    indices = torch.cat([row for row in rows if len(row) == columns])
-    titles = [classes[label] for label in labels[indices]]
-    plot_images(images[indices], titles, columns, path, "Samples, one row per class")
+    cells, titles = [], []
+    for number, name in enumerate(classes[:SHOWN]):
+        row = (labels == number).nonzero().ravel().tolist()[:8]
+        blank = [None] * (8 - len(row))
+        cells += [images[index] for index in row] + blank
+        titles += [name] * max(1, len(row)) + blank[: 8 - max(1, len(row))]
+    titles = [title or "" for title in titles]
+    plot_images(cells, titles, 8, path, "Samples, one row per class")
 
 
 def plot_steps(images, transform, path):
@@ -501,10 +868,11 @@ def plot_steps(images, transform, path):
 def main(argv=None):
     parser = Parser(description="Show a data set: counts, classes, mean, and pictures.")
     add = parser.add_argument
-    add("--dataset", choices=DATASETS, default="cifar10", help="kind of images")
+    add("--dataset", choices=DATASETS, help=DATASET_HELP)
     add("--data-dir", default="data", help="folder they are in, or are downloaded to")
     add("--out", default="results", help="folder of the pictures")
     args = parser.parse_args(argv)
+    args.dataset = pick_dataset(args.dataset, args.data_dir)
     samples_path = Path(args.out) / "samples.png"
     steps_path = Path(args.out) / "steps.png"
     check_writable(samples_path, steps_path)

@@ -9,6 +9,8 @@ report, confusion matrix and the assignment's rules, or what it takes the given 
 leaves pictures in results/, of given images in images.png.
 """
 
+import glob
+from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -16,10 +18,17 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import classification_report, confusion_matrix
 from torch.overrides import TorchFunctionMode
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from checkpoint import load_checkpoint, restore
-from dataset import DATASETS, load, read_image
+from dataset import (
+    DATASETS,
+    digest,
+    load,
+    pick_dataset,
+    read_image,
+    reason_to_skip,
+    skipped_in_words,
+)
 from machine import (
     ALONE,
     add_device_options,
@@ -70,22 +79,33 @@ def measure(scores, labels):
 
 
 def find_images(paths):
-    """The image files of the paths, a folder standing for those in it."""
-    files = []
+    """The image files of the paths, a folder standing for those in it.
+
+    Returns them, and a Counter of the files left out, by the reason. A pattern such as
+    *.jpg is what a shell without patterns leaves as it is.
+    """
+    files, skipped = [], Counter()
     for path in map(Path, paths):
-        if not path.is_dir():
+        if path.is_dir():
+            try:
+                inside = sorted(path.iterdir())
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}")
+        elif glob.has_magic(str(path)) and not path.exists():
+            inside = [Path(name) for name in sorted(glob.glob(str(path)))]
+        else:
             files.append(path)
             continue
-        try:
-            inside = sorted(path.iterdir())
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}")
         for file in inside:
-            if has_file_allowed_extension(file.name, IMG_EXTENSIONS):
+            reason = "folder" if file.is_dir() else reason_to_skip(file)
+            if reason:
+                skipped[reason] += 1
+            else:
                 files.append(file)
     if not files:
-        raise UserError(f"no images in {', '.join(map(str, paths))}")
-    return files
+        left_out = skipped_in_words(skipped)
+        raise UserError(f"no images in {', '.join(map(str, paths))}{left_out}")
+    return files, skipped
 
 
 def classify(net, paths, classes, device, dtype, mirror, picture):
@@ -93,10 +113,11 @@ def classify(net, paths, classes, device, dtype, mirror, picture):
 
     Returns a list of {"file", "classes"}, or {"file", "error"} for one that is broken.
     """
-    results, images = [], []
-    for file in find_images(paths):
+    results, images, notes = [], [], Counter()
+    files, skipped = find_images(paths)
+    for file in files:
         try:
-            images.append(torch.tensor(read_image(file)))
+            images.append(torch.tensor(read_image(file, notes)))
             results.append({"file": str(file)})
         except UserError as error:
             results.append({"file": str(file), "error": str(error)})
@@ -112,12 +133,14 @@ def classify(net, paths, classes, device, dtype, mirror, picture):
             for share, number in zip(shares, numbers):
                 result["classes"][classes[number]] = share
     print_classified(results)
+    notes = "".join(f", {count:,} {reason}" for reason, count in notes.items())
+    print(f"\n{len(readable):,} images read{notes}{skipped_in_words(skipped)}")
     if readable:
         shown = slice(PICTURED)
         predicted = likeliest.indices[shown, 0]
         names = [Path(result["file"]).name for result in readable[shown]]
         plot_classified(net, images[shown], names, predicted, classes, picture)
-        print(f"\nPicture: {picture}")
+        print(f"Picture: {picture}")
     return results
 
 
@@ -316,12 +339,18 @@ def test_images(args, checkpoint):
 
     Raises UserError where their classes are not those of the checkpoint.
     """
-    dataset = args.dataset or checkpoint["args"]["dataset"]
     data_dir = args.data_dir or checkpoint["args"]["data_dir"]
+    dataset = args.dataset or checkpoint["args"]["dataset"]
+    if args.dataset is None and dataset == "folder":
+        # CIFAR-10's own files will do where a checkpoint of its images was trained on others.
+        dataset = pick_dataset(None, data_dir)
     if dataset not in DATASETS:
         raise UserError(f"{args.ckpt} was trained on an unknown data set: --dataset")
     images, labels, names = load(dataset, data_dir, train=False)
     classes = checkpoint["classes"]
+    trained_on = checkpoint["made_with"].get("sha256 of test")
+    if trained_on and trained_on != digest(images, labels):
+        print("note      the test images are not those of the training")
     if names != classes:
         raise UserError(
             f"{args.ckpt} knows the classes {', '.join(classes)}; the test images of "

@@ -13,6 +13,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from rules import AVERAGES, FIELD_TO_EXCEED
 from utils import times, write_file
 
+COUNTED = 30  # classes at most whose confusions are shown as counts
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
 
 
@@ -94,7 +95,7 @@ def what_matters(lines, is_loss):
 
 
 def plot_images(images, titles, columns, path, heading):
-    """A grid of uint8 images (H, W, 3), each under its title.
+    """A grid of uint8 images (H, W, 3), each under its title; None is a blank.
 
     They are drawn into one pair of axes, whose unit is the inch: a pair for each image
     would take seconds.
@@ -114,7 +115,8 @@ def plot_images(images, titles, columns, path, heading):
         left = gap + (side + gap) * column
         upper = top + (above + side + gap) * row + above
         place = (left, left + side, upper + side, upper)
-        axes.imshow(np.asarray(image), extent=place, interpolation="nearest")
+        if image is not None:
+            axes.imshow(np.asarray(image), extent=place, interpolation="nearest")
         center = left + side / 2
         axes.text(center, upper - 0.03, title, fontsize=9, ha="center", va="bottom")
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
@@ -146,8 +148,12 @@ def most_confident(confidence, mask, count):
 def plot_confusion(matrix, classes, path):
     """Counts of actual (rows) against predicted classes, with each class's accuracy.
 
-    The colours are those of the mistakes alone: the right answers would drown them.
+    The colours are those of the mistakes alone: the right answers would drown them. With
+    many classes the ten pairs confused most stand in place of the counts.
     """
+    if len(classes) > COUNTED:
+        plot_confused_pairs(matrix, classes, path)
+        return
     side = 3 + 0.55 * len(classes)
     figure = Figure(figsize=(side + 1.6, side), layout="constrained")
     axes = figure.subplots()
@@ -168,6 +174,29 @@ def plot_confusion(matrix, classes, path):
     axes.set_yticklabels(labels)
     axes.set_title("Confusion matrix: right answers in grey, mistakes in colour")
     axes.set_xticklabels(classes, rotation=45, ha="right", rotation_mode="anchor")
+    save_figure(figure, path)
+
+
+def plot_confused_pairs(matrix, classes, path):
+    """The mistakes of many classes in colour, and the ten pairs confused most in words."""
+    mistakes = matrix.copy()
+    np.fill_diagonal(mistakes, 0)
+    figure = Figure(figsize=(14, 8), layout="constrained")
+    axes, words = figure.subplots(1, 2, width_ratios=(3, 1))
+    picture = axes.imshow(mistakes, cmap="Oranges", interpolation="nearest")
+    figure.colorbar(picture, ax=axes, label="mistakes")
+    axes.set(
+        xlabel="number of the predicted class", ylabel="number of the actual class"
+    )
+    axes.set_title("Confusion matrix, the right answers left out")
+    lines = ["confused most: actual → predicted", ""]
+    for place in mistakes.argsort(axis=None)[::-1][:10]:
+        actual, predicted = np.unravel_index(place, mistakes.shape)
+        count = mistakes[actual, predicted]
+        if count:
+            lines.append(f"{count:>5}  {classes[actual]} → {classes[predicted]}")
+    words.axis("off")
+    words.text(0, 0.9, "\n".join(lines), va="top", fontsize=10)
     save_figure(figure, path)
 
 

@@ -39,6 +39,7 @@ from checkpoint import (
     start_from,
 )
 from dataset import (
+    DATASET_HELP,
     DATASETS,
     HOLE,
     MOVE,
@@ -47,6 +48,8 @@ from dataset import (
     digest,
     load_splits,
     mean_and_std,
+    note_repeated,
+    pick_dataset,
     plot_steps,
     training_loader,
 )
@@ -87,7 +90,7 @@ RATE, FRACTION = number(float, 0), number(float, 0, 1)
 
 # fmt: off
 def add_data_options(add):
-    add("--dataset", choices=DATASETS, default="cifar10", help="kind of images")
+    add("--dataset", choices=DATASETS, help=DATASET_HELP)
     add("--data-dir", default="data", help="folder they are in, or are downloaded to")
     add("--val-size", type=NATURAL, default=0, metavar="N",
         help="training images held out to choose the best epoch; with 0 the test images do")
@@ -273,6 +276,7 @@ def complete(args):
     """Fill in what follows from other options; UserError for names that are none."""
     if not is_text(args.data_dir):
         raise UserError("the name of the folder --data-dir does not print: rename it")
+    args.dataset = pick_dataset(args.dataset, args.data_dir)
     if args.name is not None:
         if args.name in ("", "..") or Path(args.name).name != args.name:
             raise UserError(f"--name '{args.name}' is no name of a folder")
@@ -378,23 +382,24 @@ class Images(NamedTuple):
     std: list
     chooser: str  # the split that chooses the best epoch: "test", or "val"
     sha256: str  # of the training images and their labels
+    test_sha256: str  # of the test images and theirs
 
 
 def load_images(args, world):
     """The `Images` of --dataset; of a dry run no more than a batch."""
     # Every process reads them for itself, but only one may download them.
+    sizes = (args.val_size, args.batch_size)
     splits, classes = world.first_on_its_node(
-        lambda: load_splits(args.dataset, args.data_dir, args.val_size)
+        lambda: load_splits(args.dataset, args.data_dir, *sizes)
     )
-    count = len(splits["train"][1])
-    if args.batch_size > count:
-        raise UserError(f"--batch-size {args.batch_size}: there are {count} images")
+    note_repeated(splits)
     if args.dry_run:
         for name, (images, labels) in splits.items():
             splits[name] = (images[: args.batch_size], labels[: args.batch_size])
     mean, std = mean_and_std(splits["train"][0])
     chooser = "val" if args.val_size else "test"
-    return Images(splits, classes, mean, std, chooser, digest(*splits["train"]))
+    digests = [digest(*splits[name]) for name in ("train", "test")]
+    return Images(splits, classes, mean, std, chooser, *digests)
 
 
 def set_seed(args):

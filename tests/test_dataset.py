@@ -4,9 +4,12 @@ import gzip
 import inspect
 import os
 import pickle
+import socket
 import sys
 import tarfile
 import time
+import unicodedata
+from collections import Counter
 from hashlib import md5
 from pathlib import Path
 
@@ -17,13 +20,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, run_script
-from PIL import Image
+from PIL import Image, ImageCms
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 
 import dataset
 import evaluate
 import train
+from checkpoint import load_checkpoint
 from dataset import (
     DATASETS,
     AugmentedImages,
@@ -43,6 +47,7 @@ import demo
 import train_or_demo
 
 FILL = (125, 123, 114)
+PRETRAINED = ROOT / "pretrained" / "default.pt"
 
 
 def noise(count):
@@ -283,18 +288,312 @@ def test_picture_of_the_steps_leaves_out_what_never_happens(monkeypatch, call):
     assert columns == len([title for title in titles if title])
 
 
+def save_images(folder, names, mode="RGB"):
+    """Small pictures of these names, each of another colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        image = Image.new("RGB", (40, 40), (9 * number % 256, 99, 3))
+        kind = Image.registered_extensions().get(Path(name).suffix.lower(), "PNG")
+        image.convert(mode).save(folder / name, kind)
+
+
+def test_all_that_can_be_read_is_read_and_the_rest_is_counted(tmp_path, call):
+    names = ["a.jpg", "b.JPE", "c.jfif", "d.gif", "e.avif", "f.webp", "g.qoi", "plain"]
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            save_images(tmp_path / part / name, names[number:])
+        for folder in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):
+            save_images(tmp_path / part / folder, names)
+    cat = tmp_path / "train" / "cat"
+    save_images(cat / "@eaDir", ["small.jpg"])
+    for name in (
+        "._a.jpg",
+        "Thumbs.db",
+        "notes.txt",
+        "labels.csv",
+        "more.csv",
+        "README",
+    ):
+        (cat / name).write_text("no image")
+    status, output, _ = call(dataset.main, "--data-dir", tmp_path)
+    assert status == 0
+    assert "read      15 images of 2 classes (cat 8, dog 7) from" in output
+    line = "; skipped 10: 6 hidden, 2 .csv, 1 .txt, 1 without suffix\n"
+    assert line in output
+    status, output, _ = call(evaluate.main, "--ckpt", PRETRAINED, "--images", cat)
+    assert "8 images read; skipped 7: " in output
+    assert "1 folder" in output
+
+
+@pytest.mark.parametrize("train_name", ["train", "Training"])
+@pytest.mark.parametrize("test_name", ["TEST", "val", "validation", "testing"])
+def test_usual_names_of_the_parts(tmp_path, train_name, test_name):
+    for part in (train_name, test_name):
+        for name in ("cat", "dog"):
+            save_images(tmp_path / part / name, [f"{part}.png"])
+    splits, classes = load_splits("folder", tmp_path)
+    assert classes == ["cat", "dog"]
+    assert [len(labels) for _, labels in splits.values()] == [2, 2]
+
+
+def test_what_is_plainly_there_is_taken(image_folder, tmp_path, monkeypatch):
+    pick = dataset.pick_dataset
+    assert pick(None, image_folder) == "folder"
+    assert pick(None, image_folder / "train") == "folder"  # of classes alone
+    assert pick("digits", image_folder) == "digits"
+    (image_folder / CIFAR10.base_folder).mkdir()
+    assert pick(None, image_folder) == "cifar10"
+    assert pick(None, tmp_path / "nothing") == "cifar10"
+    assert (
+        train.parse_arguments(["--data-dir", str(image_folder)])[0].dataset == "cifar10"
+    )
+    (image_folder / CIFAR10.base_folder).rmdir()
+    assert (
+        train.parse_arguments(["--data-dir", str(image_folder)])[0].dataset == "folder"
+    )
+
+
+def test_a_folder_without_a_test_part_holds_out_the_same_images(image_folder, call):
+    """In training and in evaluation, which says how good it is at what it never saw."""
+    whole = image_folder / "train"
+    (image_folder / "test").rename(image_folder.parent / "other")
+    splits, _ = load_splits("folder", whole)
+    parts = [
+        {image.numpy().tobytes() for image in images} for images, _ in splits.values()
+    ]
+    assert [len(part) for part in parts] == [76, 20]  # of 96
+    assert not parts[0] & parts[1]
+    assert splits["test"][1].bincount().tolist() == [10, 10]
+    options = ["--data-dir", whole, "-b", 19, "-j", 0, "--epochs", 1, "--arch", "small"]
+    status, output, errors = call(train.main, *options)
+    assert status == 0, errors
+    assert "which has no test/: a fifth of its 96 is held out as it" in output
+    accuracy = load_checkpoint("best.pt")["accuracy"]
+    status, output, _ = call(evaluate.main)
+    assert status == 0
+    assert f"accuracy {accuracy:.2%}, on the 20 images" in output
+    assert "not those of the training" not in output
+    (whole / "dog" / "000.png").rename(whole / "chat gâté" / "more.png")
+    _, output, _ = call(evaluate.main)
+    assert "the test images are not those of the training" in output
+
+
+def test_errors_say_which_folder_is_meant(image_folder, fails, monkeypatch):
+    """Before any pixel is read."""
+    monkeypatch.setattr(dataset, "read_image", lambda *_: pytest.fail("read"))
+    options = ["--dataset", "folder", "--data-dir"]
+    above = image_folder.parent
+    assert f"--data-dir {image_folder}" in fails(dataset.main, *options, above)
+    part = image_folder / "test"
+    assert f"--data-dir {image_folder}\n" in fails(dataset.main, *options, part)
+    assert "there are 96 images" in fails(train.main, *options, image_folder, "-b", 97)
+    (image_folder / "test").rename(above / "elsewhere")
+    errors = fails(dataset.main, *options, image_folder)
+    assert "holds train, and no test/ or testing/ or val/" in errors
+
+
+def test_broken_files_are_all_named(image_folder, fails):
+    names = [f"broken{number:02}.jpg" for number in range(23)]
+    for name in names:
+        (image_folder / "train" / "dog" / name).write_bytes(b"no image")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0"
+    (image_folder / "train" / "cat.png").write_text(pointer)
+    options = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16]
+    errors = fails(train.main, *options)
+    assert "23 of 119 images are broken" in errors
+    assert all(name in errors for name in names[:20])
+    assert "; and 3 more" in errors
+    errors = refusal(image_folder / "train" / "cat.png")
+    assert "a pointer of Git LFS" in errors
+
+
+def test_test_images_that_are_training_images_are_counted(image_folder, call):
+    options = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
+    _, output, _ = call(train.main, *options, "--arch", "small", "--dry-run")
+    assert "training images too" not in output
+    for number in range(3):
+        name = f"{2 * number:03}.png"
+        test = image_folder / "test" / "dog" / name
+        test.write_bytes((image_folder / "train" / "dog" / name).read_bytes())
+    _, output, _ = call(train.main, *options, "--arch", "small", "--dry-run")
+    assert "note      3 of the 32 test images are training images too" in output
+
+
+def test_a_constant_channel_trains(image_folder, call):
+    for path in image_folder.rglob("*.*g"):
+        pixels = np.array(Image.open(path))
+        pixels[..., 2] = 7
+        Image.fromarray(pixels).save(path.with_suffix(".png"))
+        if path.suffix == ".jpg":
+            path.unlink()
+    options = ["--data-dir", image_folder, "-b", 16, "-j", 0, "--epochs", 1]
+    status, _, errors = call(train.main, *options, "--arch", "small")
+    assert status == 0, errors
+    assert load_checkpoint("best.pt")["net"]["std"][2] == 1 / 255
+
+
+RAMP = np.arange(1024, dtype=np.float64).reshape(32, 32) / 1023  # black to white
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "RGBa", "La"])
+def test_transparent_images_are_laid_on_white(tmp_path, mode):
+    """Black strokes on a transparent ground: what a viewer shows, and a person means."""
+    pixels = np.zeros((32, 32, 4), np.uint8)
+    pixels[8:16, :, 3] = 255
+    image = Image.fromarray(pixels)
+    if mode in ("P", "PA"):
+        image = image.quantize(4)
+    image = image.convert(mode) if mode != "P" else image
+    kind = "TIFF" if mode in ("PA", "RGBa", "La") else "PNG"
+    path = tmp_path / f"image.{kind.lower()}"
+    try:
+        image.save(path)
+    except OSError:
+        pytest.skip(f"Pillow writes no file of mode {mode}")
+    notes = Counter()
+    result = read_image(path, notes)
+    assert result[10].max() == 0
+    assert result[[0, 20]].min() == 255
+    assert notes == {"transparent and laid on white": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "is_read"),
+    [
+        ((RAMP * 65535).astype(np.uint16), True),
+        ((RAMP * 4095).astype(np.uint16), False),  # 12 bits: a viewer shows black
+        ((RAMP * 255).astype(np.uint16), False),
+        ((RAMP * 255).astype(np.int32), True),
+        ((RAMP * 65535).astype(np.int32), True),
+        ((RAMP * 1e6).astype(np.int32), False),
+        (RAMP.astype(np.float32), True),
+        ((RAMP * 255).astype(np.float32), True),
+        ((RAMP - 0.5).astype(np.float32), False),
+        ((RAMP * np.nan).astype(np.float32), False),
+    ],
+)
+def test_values_of_other_ranges_are_scaled_or_refused(tmp_path, values, is_read):
+    path = tmp_path / "image.tif"
+    Image.fromarray(values).save(path)
+    if is_read:
+        error = np.abs(read_image(path)[..., 0] - 255 * RAMP)
+        assert error.max() <= 1
+    else:
+        assert "scale them to 0 to 255" in refusal(path)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB"])
+def test_every_mode_of_a_file_is_read_as_it_looks(tmp_path, mode):
+    pixels = np.stack([255 * RAMP, 255 * RAMP.T, 255 - 255 * RAMP], -1).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    if mode == "LAB":
+        profiles = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
+        to_lab = ImageCms.buildTransform(*profiles, "RGB", "LAB")
+        ImageCms.applyTransform(image, to_lab).save(tmp_path / "image.tif")
+        error = np.abs(read_image(tmp_path / "image.tif").astype(int) - pixels)
+        assert error.mean() < 3
+        return
+    image = image.convert(mode)
+    image.save(tmp_path / "image.tif")
+    expected = np.asarray(image.convert("RGB"), int)
+    assert np.abs(read_image(tmp_path / "image.tif") - expected).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_large_photo_is_read_at_a_fraction_of_its_size(tmp_path, mode):
+    small = Image.fromarray(noise(1)[0].numpy()).resize(
+        (64, 48), Image.Resampling.BICUBIC
+    )
+    photo = small.resize((2048, 1536), Image.Resampling.BICUBIC).convert(mode)
+    photo.save(tmp_path / "photo.jpg", quality=95)
+    photo.save(tmp_path / "photo.tif")  # read whole
+    read, whole = (read_image(tmp_path / f"photo.{kind}") for kind in ("jpg", "tif"))
+    assert np.abs(read.astype(int) - whole).mean() < 2
+    with Image.open(tmp_path / "photo.jpg") as file:
+        file.draft(None, (128, 128))
+        assert file.size == (256, 192)
+
+
+def test_one_name_of_a_class_written_in_two_ways(tmp_path):
+    for part, form in (("train", "NFC"), ("test", "NFD")):
+        for name in ("g\u00e2t\u00e9", "dog"):
+            save_images(tmp_path / part / unicodedata.normalize(form, name), ["a.png"])
+    assert load_splits("folder", tmp_path)[1] == ["dog", "g\u00e2t\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda x, y, c: (x, y + 1, c),
+            "from 1 to 10, and not whole numbers from 0 to 9",
+        ),
+        (lambda x, y, c: (x.transpose(0, 3, 1, 2), y, c), "(1437, 3, 32, 32)"),
+        (lambda x, y, c: (x[..., 0], y, c), "(1437, 32, 32)"),
+        (lambda x, y, c: (x / 255, y, c), "float64, and not uint8"),
+        (lambda x, y, c: (x, y[:-1], c), "1437 images and labels of (1436,)"),
+        (lambda x, y, c: (x[:0], y[:0], c), "no images"),
+        (lambda x, y, c: (x, y * 0.5, c), "float64"),
+        (lambda x, y, c: (x, y, range(10)), "not all texts"),
+        (lambda x, y, c: x, "too many values"),
+    ],
+)
+def test_what_a_function_of_ones_own_returns_is_checked(
+    fails, monkeypatch, change, message
+):
+    def load_mine(data_dir, train):
+        return change(*dataset.load_digits(data_dir, train))
+
+    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"]._replace(load=load_mine))
+    errors = fails(dataset.main, "--dataset", "digits")
+    assert "load_mine" in errors
+    assert message in errors
+
+
+def test_a_server_that_never_answers_is_given_up(monkeypatch):
+    waited = []
+
+    def download(*_, **__):
+        waited.append(socket.getdefaulttimeout())
+        raise TimeoutError("timed out")
+
+    with pytest.raises(UserError, match="timed out"):
+        dataset.from_torchvision(download, "data", True, "put it there")
+    assert waited == [60]
+    assert socket.getdefaulttimeout() is None
+
+
+def test_the_extracted_folder_itself_is_cifar10(archive):
+    load("cifar10", archive.parent, train=True)
+    inside = archive.parent / CIFAR10.base_folder
+    assert load("cifar10", inside, train=False)[0].shape == (40, 32, 32, 3)
+    assert not (inside / CIFAR10.base_folder).exists()
+
+
+def test_patterns_are_expanded_where_the_shell_does_not(tmp_path):
+    save_images(tmp_path, ["a.png", "b.png", "c.jpg"])
+    files, _ = evaluate.find_images([tmp_path / "*.png"])
+    assert [file.name for file in files] == ["a.png", "b.png"]
+
+
 def test_picture_of_the_samples_has_one_row_per_class(monkeypatch):
     shown = []
     monkeypatch.setattr(dataset, "plot_images", lambda *plot: shown.append(plot))
     labels = torch.arange(300) % 30
     labels[labels == 3] = 4  # a class without images
+    labels[labels == 5][:7] = 6
     names = [f"class {number}" for number in range(30)]
     dataset.plot_samples(noise(300), labels, names, "samples.png")
     images, titles, columns, _, _ = shown[0]
     assert columns == 8
-    assert len(images) == len(titles) == 8 * 19  # twenty classes at most, less one
-    for row in range(19):
-        assert len(set(titles[8 * row : 8 * row + 8])) == 1
+    assert len(images) == len(titles) == 8 * 20  # twenty classes at most
+    for row in range(20):
+        cells, names_of_row = (part[8 * row : 8 * row + 8] for part in (images, titles))
+        count = min(8, int((labels == row).sum()))
+        assert [cell is None for cell in cells] == [False] * count + [True] * (
+            8 - count
+        )
+        assert names_of_row[: max(1, count)] == [f"class {row}"] * max(1, count)
 
 
 def test_batches_shuffle_and_leave_out_the_rest():
@@ -430,7 +729,9 @@ def test_pipe_and_device_are_refused_without_opening_them(tmp_path, monkeypatch)
 def test_pipe_among_the_images_of_a_folder_is_refused(fails, image_folder, monkeypatch):
     os.mkfifo(image_folder / "train" / "dog" / "pipe.png")
     image = Image.new("RGB", (32, 32))
-    monkeypatch.setattr(Image, "open", lambda path: image.copy())  # or it might hang
+    monkeypatch.setattr(
+        Image, "open", lambda *_, **__: image.copy()
+    )  # or it might hang
     options = ["--dataset", "folder", "--data-dir", image_folder]
     assert "pipe.png" in fails(dataset.main, *options)
 
@@ -459,7 +760,7 @@ def test_impossible_validation_size(image_folder, size):
 
 
 def test_folder_errors_name_what_is_wrong(fails, image_folder):
-    options = ["--dataset", "folder", "--data-dir"]
+    options = ["-b", 16, "--dataset", "folder", "--data-dir"]
     assert "nowhere" in fails(train.main, *options, "nowhere")
     (image_folder.parent / "empty" / "train").mkdir(parents=True)
     assert "empty" in fails(train.main, *options, "empty")
