@@ -334,7 +334,7 @@ def describe(options, images, net, device, dtype, compiled, world):
         name: len(labels) for name, (_, labels) in images.splits.items()
     }
     made_with["sha256"] = images.sha256
-    made_with["sha256 of test"] = images.test_sha256
+    made_with["test_sha256"] = images.test_sha256
     if options["init"]:
         made_with["init"] = f"weights of {options['init']}"
     if options["teacher"]:
@@ -395,8 +395,8 @@ def go_on(checkpoint, run, training, files):
     before, state = checkpoint["made_with"], checkpoint["resume"]
     if run["made_with"]["sha256"] != before.get("sha256"):
         raise UserError("the training images are not those of the training to resume")
-    test = run["made_with"]["sha256 of test"]
-    if test != before.get("sha256 of test", test):  # older versions did not keep it
+    test = run["made_with"]["test_sha256"]
+    if test != before.get("test_sha256", test):  # older versions did not keep it
         raise UserError("the test images are not those of the training to resume")
     if run["made_with"].get("teachers") != before.get("teachers"):
         raise UserError(

@@ -275,9 +275,8 @@ def skipped_in_words(skipped):
     """How many files were left out, and why."""
     if not skipped:
         return ""
-    reasons = ", ".join(
-        f"{count:,} {reason}" for reason, count in skipped.most_common()
-    )
+    most_first = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in most_first)
     return f"; skipped {skipped.total():,}: {reasons}"
 
 

@@ -342,13 +342,15 @@ def test_images(args, checkpoint):
     data_dir = args.data_dir or checkpoint["args"]["data_dir"]
     dataset = args.dataset or checkpoint["args"]["dataset"]
     if args.dataset is None and dataset == "folder":
-        # CIFAR-10's own files will do where a checkpoint of its images was trained on others.
+        # A copy of CIFAR-10 in folders may be gone where its own files are.
+        if args.data_dir is None and not Path(data_dir).exists():
+            data_dir = "data"
         dataset = pick_dataset(None, data_dir)
     if dataset not in DATASETS:
         raise UserError(f"{args.ckpt} was trained on an unknown data set: --dataset")
     images, labels, names = load(dataset, data_dir, train=False)
     classes = checkpoint["classes"]
-    trained_on = checkpoint["made_with"].get("sha256 of test")
+    trained_on = checkpoint["made_with"].get("test_sha256")
     if trained_on and trained_on != digest(images, labels):
         print("note      the test images are not those of the training")
     if names != classes:
