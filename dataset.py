@@ -231,14 +231,19 @@ def load_folder(data_dir, train):
     Where there are folders of classes alone, a fifth of each class is the test part, always
     the same.
     """
-    listing = list_part(data_dir, "train" if train else "test")
+    return read_listing(list_part(data_dir, "train" if train else "test"))
+
+
+def read_listing(listing):
+    """The images, labels and classes of a `Listing`, as a `DataSet.load` returns them.
+
+    Prints what was read. Raises UserError that names the broken ones.
+    """
     # One after another: images this small keep threads waiting for Python's lock.
     images, broken, notes = [], [], Counter()
     for path in progress(listing.paths, str(listing.folder), unit=" images"):
         try:
-            image = read_image(path, notes)
-            notes["of one colour"] += image.min() == image.max()
-            images.append(image)
+            images.append(read_image(path, notes))
         except UserError as error:
             broken.append(str(error))
     if broken:
@@ -247,8 +252,11 @@ def load_folder(data_dir, train):
             f"{len(broken)} of {len(listing.paths)} images are broken, move them away: "
             f"{'; '.join(broken[:20])}{more}"
         )
+    images = np.stack(images)
+    pixels = images.reshape(len(images), -1)
+    notes["of one colour"] = int((pixels.min(1) == pixels.max(1)).sum())
     print(f"read      {in_words(listing, notes)}")
-    return np.stack(images), listing.labels, listing.classes
+    return images, listing.labels, listing.classes
 
 
 def in_words(listing, notes):
@@ -280,14 +288,12 @@ def skipped_in_words(skipped):
     return f"; skipped {skipped.total():,}: {reasons}"
 
 
-def check_folder(data_dir):
-    """Raise UserError for what is wrong with a folder and shows before a pixel is read.
-
-    Returns the number of its training images.
-    """
-    parts = [list_part(data_dir, part) for part in PARTS]
-    check_classes(*(part.classes for part in parts))
-    return len(parts[0].paths)
+def load_folder_splits(data_dir, val_size, batch_size):
+    """Both parts of a folder, as from `load`; what shows before a pixel is read is checked."""
+    listings = [list_part(data_dir, part) for part in PARTS]
+    check_classes(*(listing.classes for listing in listings))
+    check_batch(batch_size, len(listings[0].paths) - val_size)
+    return [as_tensors(*read_listing(listing)) for listing in listings]
 
 
 def check_classes(classes, test_classes):
@@ -406,12 +412,13 @@ def list_images(folder):
 def images_in(folder, skipped):
     """The paths of the images in a folder and those below it; others are counted."""
     found = []
-    for root, folders, names in sorted(os.walk(folder, followlinks=True)):
-        if any(is_left_behind(part) for part in Path(root).relative_to(folder).parts):
+    for root, _, names in sorted(os.walk(folder, followlinks=True)):
+        inside = os.path.relpath(root, folder).split(os.sep)
+        if any(is_left_behind(part) for part in inside if part != os.curdir):
             skipped["hidden"] += len(names)
             continue
         for name in sorted(names):
-            path = Path(root, name)
+            path = os.path.join(root, name)
             reason = reason_to_skip(path)
             if reason:
                 skipped[reason] += 1
@@ -426,9 +433,10 @@ def reason_to_skip(path):
     It counts what is in it, and its suffix where that is of an image: one that is broken is
     not passed over.
     """
-    if is_left_behind(path.name):
+    name = os.path.basename(path)
+    if is_left_behind(name):
         return "hidden"
-    suffix = path.suffix.lower()
+    suffix = os.path.splitext(name)[1].lower()
     formats, suffixes = readable()
     if suffix in suffixes:
         return None
@@ -476,7 +484,8 @@ def read_image(path, notes=None):
     formats, _ = readable()
     try:
         with Image.open(path, formats=formats) as file:
-            file.draft(None, (4 * SIDE, 4 * SIDE))  # a JPEG, to no less than this
+            if min(file.size) >= 8 * SIDE:
+                file.draft(None, (4 * SIDE, 4 * SIDE))  # a JPEG, to no less than this
             image = turn_upright(file)
         if min(image.size) < 8:
             raise ValueError(f"{image.width}x{image.height} pixels show nothing")
@@ -534,7 +543,8 @@ def to_8_bits(values, mode):
 def readable():
     """The formats that Pillow draws by itself, and the suffixes of their files."""
     Image.init()
-    formats = sorted(set(Image.OPEN) - NOT_DRAWN)
+    formats = ["JPEG", "PNG"]  # the first to be tried
+    formats += sorted(set(Image.OPEN) - NOT_DRAWN - set(formats))
     suffixes = set()
     for suffix, kind in Image.registered_extensions().items():
         if kind in formats:
@@ -576,6 +586,10 @@ def load(dataset, data_dir, train):
     except (TypeError, ValueError) as error:
         name = getattr(load, "__name__", dataset)
         raise UserError(f"{name}, which loads '{dataset}' ({line_of(error)}): {error}")
+    return as_tensors(images, labels, classes)
+
+
+def as_tensors(images, labels, classes):
     return torch.from_numpy(images), torch.tensor(labels, dtype=torch.int64), classes
 
 
@@ -613,9 +627,10 @@ def load_splits(dataset, data_dir, val_size=0, batch_size=1):
     training images are fewer than `batch_size`; for a folder before a pixel is read.
     """
     if dataset == "folder":
-        check_batch(batch_size, check_folder(data_dir) - val_size)
-    images, labels, classes = load(dataset, data_dir, train=True)
-    test_images, test_labels, test_classes = load(dataset, data_dir, train=False)
+        parts = load_folder_splits(data_dir, val_size, batch_size)
+    else:
+        parts = [load(dataset, data_dir, train) for train in (True, False)]
+    (images, labels, classes), (test_images, test_labels, test_classes) = parts
     check_classes(classes, test_classes)
     splits = {"train": (images, labels), "test": (test_images, test_labels)}
     if val_size:
