@@ -359,10 +359,16 @@ def check_place(data_dir):
 def folders_in(folder):
     """The folders in a folder, without those that systems leave behind, in order."""
     try:
-        inside = sorted(folder.iterdir())
+        # In one order, however a system writes the names.
+        inside = sorted(folder.iterdir(), key=lambda path: as_nfc(path.name))
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror}")
     return [path for path in inside if path.is_dir() and not is_left_behind(path.name)]
+
+
+def as_nfc(name):
+    """A name in one of the ways to write it: macOS may write accents apart."""
+    return unicodedata.normalize("NFC", name)
 
 
 def is_left_behind(name):
@@ -388,7 +394,7 @@ def list_images(folder):
             skipped[reason_to_skip(path) or "beside the classes"] += 1
     paths, labels, classes = [], [], []
     for inside in folders:
-        name = unicodedata.normalize("NFC", inside.name)  # as macOS may not write it
+        name = as_nfc(inside.name)
         if not is_text(name):
             raise UserError(
                 f"{folder} has a class whose name does not print: rename it"
@@ -396,6 +402,8 @@ def list_images(folder):
         found = images_in(inside, skipped)
         if not found:
             raise UserError(f"no images in {inside}: move it away if it is no class")
+        if name in classes:
+            raise UserError(f"{folder} has two folders of the name {name}: join them")
         classes.append(name)
         paths += found
         labels += [len(classes) - 1] * len(found)
@@ -440,6 +448,8 @@ def reason_to_skip(path):
     formats, suffixes = readable()
     if suffix in suffixes:
         return None
+    if not os.path.isfile(path):  # to open a pipe would wait for ever
+        return "no file"
     with contextlib.suppress(Exception), Image.open(path, formats=formats):
         return None
     return suffix or "without suffix"

@@ -516,9 +516,16 @@ def test_a_large_photo_is_read_at_a_fraction_of_its_size(tmp_path, mode):
 
 def test_one_name_of_a_class_written_in_two_ways(tmp_path):
     for part, form in (("train", "NFC"), ("test", "NFD")):
-        for name in ("g\u00e2t\u00e9", "dog"):
-            save_images(tmp_path / part / unicodedata.normalize(form, name), ["a.png"])
-    assert load_splits("folder", tmp_path)[1] == ["dog", "g\u00e2t\u00e9"]
+        for number, name in enumerate(
+            ("gb", "g\u00e2t\u00e9")
+        ):  # apart, it comes first
+            folder = tmp_path / part / unicodedata.normalize(form, name)
+            save_images(folder, ["a.png"] * (number + 1))
+    splits, classes = load_splits("folder", tmp_path)
+    assert classes == ["gb", "g\u00e2t\u00e9"]
+    for images, labels in splits.values():
+        assert images[:, 0, 0, 0].tolist() == [0, 9]
+        assert labels.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -726,7 +733,9 @@ def test_pipe_and_device_are_refused_without_opening_them(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
-def test_pipe_among_the_images_of_a_folder_is_refused(fails, image_folder, monkeypatch):
+def test_pipe_among_the_images_of_a_folder_is_refused(
+    call, fails, image_folder, monkeypatch
+):
     os.mkfifo(image_folder / "train" / "dog" / "pipe.png")
     image = Image.new("RGB", (32, 32))
     monkeypatch.setattr(
@@ -734,6 +743,9 @@ def test_pipe_among_the_images_of_a_folder_is_refused(fails, image_folder, monke
     )  # or it might hang
     options = ["--dataset", "folder", "--data-dir", image_folder]
     assert "pipe.png" in fails(dataset.main, *options)
+    (image_folder / "train" / "dog" / "pipe.png").unlink()
+    os.mkfifo(image_folder / "train" / "dog" / "pipe")
+    assert call(dataset.main, *options)[1].count("skipped 1: 1 no file") == 1
 
 
 def test_folder_and_missing_file_are_refused(tmp_path):
