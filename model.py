@@ -490,7 +490,7 @@ def title_of(config, downsample):
 
 def print_computed(net):
     """Print the rows of a table as they run; what the table says else is in brackets."""
-    print("\nAs it runs, where the table says else in brackets")
+    print("\nThe rows as they run; what the table says else is in brackets")
     if net.rows is None:
         print("a class runs as it is written")
         return

@@ -329,6 +329,20 @@ def test_curves_show_all_but_the_first_epochs(monkeypatch):
     assert "train (augmented,\nlabel smoothing 0.1)" in labels
 
 
+def test_confusions_of_many_classes_are_the_pairs_confused_most(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: drawn.append(figure))
+    matrix = 50 * np.eye(1000, dtype=int)
+    matrix[3, 7], matrix[999, 0] = 9, 12
+    names = [f"class {number}" for number in range(1000)]
+    plots.plot_confusion(matrix, names, "matrix.png")
+    axes, words, _ = drawn[0].axes
+    assert axes.images[0].get_clim() == (0, 12)
+    lines = words.texts[0].get_text().split("\n")[2:]
+    pairs = ["   12  class 999 → class 0", "    9  class 3 → class 7"]
+    assert lines == pairs
+
+
 def test_confusion_matrix_shows_mistakes_in_colour_and_shares(monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, _: drawn.append(figure))

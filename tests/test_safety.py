@@ -660,9 +660,11 @@ def test_resume_wants_the_same_images(tmp_path, image_folder, call, fails):
     options = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
     options += ["--arch", "small", *RECIPE]
     assert call(train.main, *options, "--epochs", 1)[0] == 0
-    image = image_folder / "train" / "dog" / "000.png"
-    Image.open(image).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(image)
-    assert "not those" in fails(train.main, "--resume", "last.pt", "-j", 0)
+    for part, said in (("test", "the test images"), ("train", "the training images")):
+        image = image_folder / part / "dog" / "000.png"
+        Image.open(image).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(image)
+        errors = fails(train.main, "--resume", "last.pt", "-j", 0)
+        assert f"{said} are not those" in errors
 
 
 def test_loss_that_explodes_stops_the_training(call, tmp_path):
