@@ -14,7 +14,7 @@ help:
 	@echo "make demo      trains and evaluates on handwritten digits in a minute or two, into results/demo/"
 	@echo "make bench     how fast training is here, part by part"
 	@echo "make check     the network and the assignment's rules"
-	@echo "make test      the tests to run after every edit, in two or three minutes"
+	@echo "make test      the tests to run after every edit, in about four minutes"
 	@echo "make test-all  all tests: kills, damaged files, several processes, the guide"
 	@echo "make lint      style and format"
 	@echo "make clean     remove .venv and caches; data, checkpoints and results stay"
