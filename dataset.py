@@ -181,9 +181,7 @@ def from_torchvision(source, data_dir, train, remedy):
 def load_cifar(source, data_dir, train):
     """The images of `source`, which is CIFAR10 or CIFAR100."""
     if os.path.basename(os.path.normpath(data_dir)) == source.base_folder:
-        data_dir = os.path.dirname(
-            os.path.abspath(data_dir)
-        )  # it is itself the data set
+        data_dir = Path(data_dir).absolute().parent  # it is itself the data set
     remedy = f"put {source.filename} there"
     data = from_torchvision(source, data_dir, train, remedy)
     return data.data, data.targets, data.classes
@@ -269,14 +267,17 @@ def in_words(listing, notes):
         named = zip(listing.classes, counts.values())
         each = ", ".join(f"{name} {count:,}" for name, count in named)
     words = f"{len(listing.paths):,} images of {len(counts)} classes ({each})"
-    for reason, count in notes.items():
-        words += f", {count:,} {reason}" if count else ""
-    words += f" from {listing.folder}"
+    words += f"{notes_in_words(notes)} from {listing.folder}"
     if listing.whole:
         words += (
             f", which has no test/: a fifth of its {listing.whole:,} is held out as it"
         )
     return words + skipped_in_words(listing.skipped)
+
+
+def notes_in_words(notes):
+    """How many of the images that were read have what `read_image` notes."""
+    return "".join(f", {count:,} {reason}" for reason, count in notes.items() if count)
 
 
 def skipped_in_words(skipped):
@@ -310,9 +311,13 @@ def list_part(data_dir, part):
         return list_images(folder)
     if find_part(data_dir, "train") or find_part(data_dir, "test"):
         names = " or ".join(f"{name}/" for name in PARTS[part])
+        remedy = ""
+        if part == "test":
+            whole = find_part(data_dir, "train")
+            remedy = f"; --data-dir {whole} holds a fifth of it out as the test"
         raise UserError(
             f"no images in {data_dir / part}: {data_dir} holds {contents_of(data_dir)}, "
-            f"and no {names}"
+            f"and no {names}{remedy}"
         )
     check_place(data_dir)
     whole = list_images(data_dir)

@@ -24,6 +24,7 @@ from dataset import (
     DATASETS,
     digest,
     load,
+    notes_in_words,
     pick_dataset,
     read_image,
     reason_to_skip,
@@ -133,8 +134,8 @@ def classify(net, paths, classes, device, dtype, mirror, picture):
             for share, number in zip(shares, numbers):
                 result["classes"][classes[number]] = share
     print_classified(results)
-    notes = "".join(f", {count:,} {reason}" for reason, count in notes.items())
-    print(f"\n{len(readable):,} images read{notes}{skipped_in_words(skipped)}")
+    told = notes_in_words(notes) + skipped_in_words(skipped)
+    print(f"\n{len(readable):,} images read{told}")
     if readable:
         shown = slice(PICTURED)
         predicted = likeliest.indices[shown, 0]

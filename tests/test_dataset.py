@@ -390,6 +390,7 @@ def test_errors_say_which_folder_is_meant(image_folder, fails, monkeypatch):
     (image_folder / "test").rename(above / "elsewhere")
     errors = fails(dataset.main, *options, image_folder)
     assert "holds train, and no test/ or testing/ or val/" in errors
+    assert f"--data-dir {image_folder / 'train'} holds a fifth" in errors
 
 
 def test_broken_files_are_all_named(image_folder, fails):
@@ -575,6 +576,14 @@ def test_the_extracted_folder_itself_is_cifar10(archive):
     inside = archive.parent / CIFAR10.base_folder
     assert load("cifar10", inside, train=False)[0].shape == (40, 32, 32, 3)
     assert not (inside / CIFAR10.base_folder).exists()
+
+
+def test_cifar10_that_is_there_evaluates_what_its_copy_in_folders_trained(
+    archive, call
+):
+    status, output, errors = call(evaluate.main, "--ckpt", PRETRAINED)
+    assert status == 0, errors
+    assert "on the 40 images of cifar10" in output
 
 
 def test_patterns_are_expanded_where_the_shell_does_not(tmp_path):
