@@ -36,7 +36,7 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -110,6 +110,17 @@ LEFT_BEHIND = {
 }  # fmt: skip
 # What Pillow opens and then does not draw, or has another program draw.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+APPLE = {".heic", ".heif"}  # suffixes of photos that Pillow does not read
+# What is taken for a picture and is none: where it shows in the file, and what it is.
+NO_PICTURES = (
+    (0, b"version https://git-lfs", "a pointer of Git LFS, 'git lfs pull' fetches it"),
+    (0, b"<!doctype html", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"<svg", "a drawing of lines: save it as PNG"),
+    (0, b"%pdf", "a PDF: save its pages as PNG"),
+    (4, b"ftyphe", "HEIC: save it as JPEG"),
+    (4, b"ftypmif1", "HEIC: save it as JPEG"),
+)
 DATASET_HELP = (
     "kind of images (default: folder, where --data-dir has train/; else cifar10)"
 )
@@ -120,8 +131,16 @@ class NoImages(UserError):
     """A data set is neither there nor to be downloaded."""
 
 
+class NoImage(UserError):
+    """A file cannot be read as an image."""
+
+    def __init__(self, path, reason):
+        super().__init__(f"{path} cannot be read as an image: {reason}")
+        self.path, self.reason = path, str(reason)
+
+
 class DataSet(NamedTuple):
-    """How a data set is loaded, and whether an image may be mirrored.
+    """How a data set is loaded, and what its images are like.
 
     `load` takes the folder of the data and whether the training or the test part is wanted.
     It returns uint8 images (N, SIDE, SIDE, 3), their labels (N,) from 0, and the names of
@@ -130,12 +149,13 @@ class DataSet(NamedTuple):
 
     load: Callable  # of (data_dir, train)
     mirror: bool  # whether a mirror image is of the same class
+    dark_ground: bool = False  # whether its images are light strokes on a dark ground
 
 
 def pick_dataset(name, data_dir):
     """The data set that --dataset names; where it is left out, what is plainly there.
 
-    That is "folder" for a folder with train/ or with classes, and else "cifar10".
+    That is "folder" for a folder with train/ or with images at any depth, else "cifar10".
     """
     if name is not None:
         return name
@@ -145,12 +165,22 @@ def pick_dataset(name, data_dir):
         inside = [path.name for path in data_dir.iterdir()]
     if any(name.startswith("cifar-10-") for name in inside):
         return "cifar10"
-    if find_part(data_dir, "train"):
-        return "folder"
-    with contextlib.suppress(OSError, UserError):
-        list_images(data_dir)
+    if find_part(data_dir, "train") or has_images(data_dir):
         return "folder"
     return "cifar10"
+
+
+def has_images(folder):
+    """Whether one of the first thousand files in a folder and those below it is an image."""
+    looked_at = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if reason_to_skip(os.path.join(root, name)) is None:
+                return True
+            looked_at += 1
+            if looked_at == 1000:
+                return False
+    return False
 
 
 def from_torchvision(source, data_dir, train, remedy):
@@ -169,10 +199,14 @@ def from_torchvision(source, data_dir, train, remedy):
         # Those of the network are an OSError as well, and name no file of the disk.
         is_of_disk = isinstance(error, OSError) and not isinstance(error, URLError)
         if is_of_disk and (error.filename or error.errno == errno.ENOSPC):
-            raise UserError(f"{source.__name__} cannot be kept in {data_dir}: {reason}")
+            raise UserError(
+                f"{source.__name__} cannot be kept in {data_dir}: {reason}; choose another "
+                "folder with --data-dir"
+            )
         raise NoImages(
-            f"no intact {source.__name__} in {data_dir} and no download ({reason}): "
-            f"{remedy}, or take --dataset folder; 'make demo' needs no images"
+            f"no intact {source.__name__} in {data_dir}, which holds "
+            f"{contents_of(data_dir)}, and no download ({reason}): {remedy}, or take "
+            "--dataset folder; 'make demo' needs no images"
         )
     finally:
         socket.setdefaulttimeout(patience)
@@ -182,7 +216,7 @@ def load_cifar(source, data_dir, train):
     """The images of `source`, which is CIFAR10 or CIFAR100."""
     if os.path.basename(os.path.normpath(data_dir)) == source.base_folder:
         data_dir = Path(data_dir).absolute().parent  # it is itself the data set
-    remedy = f"put {source.filename} there"
+    remedy = f"put {source.filename} there, of just this name, or {source.base_folder}/"
     data = from_torchvision(source, data_dir, train, remedy)
     return data.data, data.targets, data.classes
 
@@ -221,6 +255,7 @@ class Listing(NamedTuple):
     classes: list  # their names
     skipped: Counter  # files left out, by the reason
     whole: int = 0  # images of a folder of which this is the part held out, or the rest
+    unread: tuple = ()  # names of other folders that might have been this part
 
 
 def load_folder(data_dir, train):
@@ -242,19 +277,29 @@ def read_listing(listing):
     for path in progress(listing.paths, str(listing.folder), unit=" images"):
         try:
             images.append(read_image(path, notes))
-        except UserError as error:
-            broken.append(str(error))
+        except NoImage as error:
+            broken.append(error)
     if broken:
-        more = f"; and {len(broken) - 20} more" if len(broken) > 20 else ""
         raise UserError(
-            f"{len(broken)} of {len(listing.paths)} images are broken, move them away: "
-            f"{'; '.join(broken[:20])}{more}"
+            f"{len(broken)} of {len(listing.paths)} images in {listing.folder} cannot be "
+            f"read, mend them or move them away: {by_reason(broken, listing.folder)}"
         )
     images = np.stack(images)
     pixels = images.reshape(len(images), -1)
     notes["of one colour"] = int((pixels.min(1) == pixels.max(1)).sum())
     print(f"read      {in_words(listing, notes)}")
     return images, listing.labels, listing.classes
+
+
+def by_reason(broken, folder):
+    """The files of `NoImage` errors, the first twenty, each reason named once."""
+    files = {}
+    for error in broken[:20]:
+        files.setdefault(error.reason, []).append(os.path.relpath(error.path, folder))
+    words = [f"{', '.join(paths)} ({reason})" for reason, paths in files.items()]
+    if len(broken) > 20:
+        words.append(f"and {len(broken) - 20} more")
+    return "; ".join(words)
 
 
 def in_words(listing, notes):
@@ -272,6 +317,8 @@ def in_words(listing, notes):
         words += (
             f", which has no test/: a fifth of its {listing.whole:,} is held out as it"
         )
+    for name in listing.unread:
+        words += f"; {name}/ is not read"
     return words + skipped_in_words(listing.skipped)
 
 
@@ -284,9 +331,11 @@ def skipped_in_words(skipped):
     """How many files were left out, and why."""
     if not skipped:
         return ""
-    most_first = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in most_first)
-    return f"; skipped {skipped.total():,}: {reasons}"
+    reasons = []
+    for reason, count in sorted(skipped.items(), key=lambda item: (-item[1], item[0])):
+        remedy = " (save them as JPEG)" if reason in APPLE else ""
+        reasons.append(f"{count:,} {reason}{remedy}")
+    return f"; skipped {skipped.total():,}: {', '.join(reasons)}"
 
 
 def load_folder_splits(data_dir, val_size, batch_size):
@@ -306,9 +355,10 @@ def check_classes(classes, test_classes):
 def list_part(data_dir, part):
     """The `Listing` of the training or the test images of a folder."""
     data_dir = Path(data_dir)
-    folder = find_part(data_dir, part)
-    if folder:
-        return list_images(folder)
+    folders = find_parts(data_dir, part)
+    if folders:
+        unread = [folder.name for folder in folders[1:]]
+        return list_images(folders[0])._replace(unread=unread)
     if find_part(data_dir, "train") or find_part(data_dir, "test"):
         names = " or ".join(f"{name}/" for name in PARTS[part])
         remedy = ""
@@ -335,14 +385,23 @@ def list_part(data_dir, part):
 
 
 def find_part(data_dir, part):
-    """The folder of a part, or None."""
+    """The folder of a part, or None: the first with folders in it, as for the classes.
+
+    (In competitions test/ often holds images without a class, and val/ those with one.)
+    """
+    return next(iter(find_parts(data_dir, part)), None)
+
+
+def find_parts(data_dir, part):
+    """All folders that may be of a part; the first is taken."""
     inside = {}
     with contextlib.suppress(OSError):
         inside = {path.name.lower(): path for path in sorted(data_dir.iterdir())}
+    found = []
     for name in PARTS[part]:
         if name in inside and inside[name].is_dir():
-            return inside[name]
-    return None
+            found.append(inside[name])
+    return sorted(found, key=lambda path: not folders_in(path))
 
 
 def check_place(data_dir):
@@ -383,7 +442,9 @@ def is_left_behind(name):
 
 def contents_of(folder):
     """The first names in a folder, in words."""
-    names = sorted(path.name for path in folder.iterdir())
+    names = []
+    with contextlib.suppress(OSError):
+        names = sorted(path.name for path in Path(folder).iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return (", ".join(names[:5]) or "nothing") + more
 
@@ -404,9 +465,13 @@ def list_images(folder):
             raise UserError(
                 f"{folder} has a class whose name does not print: rename it"
             )
+        before = skipped.copy()
         found = images_in(inside, skipped)
         if not found:
-            raise UserError(f"no images in {inside}: move it away if it is no class")
+            left_out = skipped_in_words(skipped - before)
+            raise UserError(
+                f"no images in {inside}{left_out}; move it away if it is no class"
+            )
         if name in classes:
             raise UserError(f"{folder} has two folders of the name {name}: join them")
         classes.append(name)
@@ -418,7 +483,11 @@ def list_images(folder):
             f"{contents_of(folder)}"
         )
     if len(classes) < 2:
-        raise UserError(f"{folder} holds one class; a classifier needs two or more")
+        inside = folders_in(folder / classes[0])
+        remedy = f": --data-dir {folder / classes[0]}" if len(inside) > 1 else ""
+        raise UserError(
+            f"{folder} holds one class, {classes[0]}; a classifier needs two or more{remedy}"
+        )
     return Listing(folder, paths, labels, classes, skipped)
 
 
@@ -491,16 +560,18 @@ def read_image(path, notes=None):
 
     It is what a viewer shows on white. An upright RGB image of that size is returned as it
     is; a JPEG that is far larger is decoded at a fraction of its size. What had to be
-    changed is counted in `notes`, a Counter. Raises UserError for what is not a regular
-    file, is no image, shows nothing, or cannot be told what its values mean.
+    changed is counted in `notes`, a Counter. Raises NoImage for what is no file or no
+    image, shows nothing, or has values of no clear meaning.
     """
-    check_regular_file(path)
     notes = Counter() if notes is None else notes
     formats, _ = readable()
     try:
+        check_regular_file(path)
         with Image.open(path, formats=formats) as file:
             if min(file.size) >= 8 * SIDE:
                 file.draft(None, (4 * SIDE, 4 * SIDE))  # a JPEG, to no less than this
+            if getattr(file, "is_animated", False):
+                notes["of several pictures, the first taken"] += 1
             image = turn_upright(file)
         if min(image.size) < 8:
             raise ValueError(f"{image.width}x{image.height} pixels show nothing")
@@ -509,17 +580,22 @@ def read_image(path, notes=None):
             image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
         return np.asarray(image)
     except Exception as error:  # noqa: BLE001 - decoders raise many types
-        reason = "a pointer of Git LFS, 'git lfs pull' fetches it"
-        if not is_lfs_pointer(path):
-            reason = error
-        raise UserError(f"{path} cannot be read as an image: {reason}")
+        if isinstance(error, UnidentifiedImageError):
+            error = "of no format that Pillow draws"  # its message repeats the path
+        raise NoImage(path, what_it_is(path) or error)
 
 
-def is_lfs_pointer(path):
-    """Whether a file stands for one that Git LFS has not fetched."""
-    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
-        return file.read(42) == b"version https://git-lfs.github.com/spec/v1"
-    return False
+def what_it_is(path):
+    """What a file is that is taken for a picture, of `NO_PICTURES`, or None."""
+    if not os.path.isfile(path):  # to open a pipe would wait for ever
+        return None
+    head = b""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        head = file.read(64).lower()
+    for start, mark, kind in NO_PICTURES:
+        if head[start:].startswith(mark):
+            return kind
+    return None
 
 
 def to_rgb(image, notes):
@@ -548,9 +624,11 @@ def to_8_bits(values, mode):
         return values.round().astype(np.uint8)
     if mode != "F" and low >= 0 and (high == 0 or 4096 <= high < 65536):
         return (values // 256).astype(np.uint8)
+    used = f"are from {low:g} to {high:g}"
+    if mode != "F" and low >= 0:
+        used = f"use {int(high).bit_length()} bits"
     raise ValueError(
-        f"its values are from {low:g} to {high:g}: scale them to 0 to 255 and save it with "
-        "8 bits"
+        f"its values {used}: scale them to 0 to 255 and save it with 8 bits"
     )
 
 
@@ -581,9 +659,9 @@ def turn_upright(image):
 DATASETS = {
     "cifar10": DataSet(load_cifar10, mirror=True),
     "cifar100": DataSet(load_cifar100, mirror=True),
-    "mnist": DataSet(load_mnist, mirror=False),
+    "mnist": DataSet(load_mnist, mirror=False, dark_ground=True),
     "folder": DataSet(load_folder, mirror=True),
-    "digits": DataSet(load_digits, mirror=False),
+    "digits": DataSet(load_digits, mirror=False, dark_ground=True),
 }
 
 
@@ -667,8 +745,15 @@ def check_batch(batch_size, count):
         raise UserError(f"--batch-size {batch_size}: there are {count} images")
 
 
-def note_repeated(splits):
-    """Print how many test images are training images too, pixel by pixel."""
+def note_oddities(splits):
+    """Print which channel is the same in all training images, and which test images are seen.
+
+    That is how many of them are training images too, pixel by pixel.
+    """
+    channels = splits["train"][0].reshape(-1, 3).numpy().T
+    for name, values in zip(("red", "green", "blue"), channels):
+        if values.min() == values.max():
+            print(f"note      {name} is {values[0]} in all of the training images")
     seen = {image.tobytes() for image in splits["train"][0].numpy()}
     tests = splits["test"][0].numpy()
     count = sum(image.tobytes() in seen for image in tests)

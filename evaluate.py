@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from checkpoint import load_checkpoint, restore
 from dataset import (
     DATASETS,
+    NoImage,
     digest,
     load,
     notes_in_words,
@@ -109,7 +110,7 @@ def find_images(paths):
     return files, skipped
 
 
-def classify(net, paths, classes, device, dtype, mirror, picture):
+def classify(net, paths, classes, device, dtype, mirror, dark_ground, picture):
     """Print the three likeliest classes of each image file; of the first, picture why.
 
     Returns a list of {"file", "classes"}, or {"file", "error"} for one that is broken.
@@ -120,8 +121,9 @@ def classify(net, paths, classes, device, dtype, mirror, picture):
         try:
             images.append(torch.tensor(read_image(file, notes)))
             results.append({"file": str(file)})
-        except UserError as error:
-            results.append({"file": str(file), "error": str(error)})
+        except NoImage as error:
+            reason = f"cannot be read as an image: {error.reason}"
+            results.append({"file": str(file), "error": reason})
     readable = [result for result in results if "error" not in result]
     if readable:
         images = torch.stack(images)
@@ -136,6 +138,13 @@ def classify(net, paths, classes, device, dtype, mirror, picture):
     print_classified(results)
     told = notes_in_words(notes) + skipped_in_words(skipped)
     print(f"\n{len(readable):,} images read{told}")
+    if dark_ground and readable:
+        edge = torch.cat([images[:, 0], images[:, -1]], 1).float().mean((1, 2))
+        if count := int((edge > 128).sum()):
+            print(
+                f"note      {count:,} of them have a light ground; the network has only seen "
+                "light strokes on a dark one: invert them"
+            )
     if readable:
         shown = slice(PICTURED)
         predicted = likeliest.indices[shown, 0]
@@ -298,7 +307,8 @@ def main(argv=None):
             "--tta looks at mirror images too, and these are of another class: leave it out"
         )
     if args.images:
-        options = (device, dtype, args.tta, pictures[0])
+        dark_ground = source is not None and source.dark_ground
+        options = (device, dtype, args.tta, dark_ground, pictures[0])
         results = classify(net, args.images, classes, *options)
         if args.json:
             write_json(args.json, {"checkpoint": args.ckpt, "images": results})

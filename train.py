@@ -48,7 +48,7 @@ from dataset import (
     digest,
     load_splits,
     mean_and_std,
-    note_repeated,
+    note_oddities,
     pick_dataset,
     plot_steps,
     training_loader,
@@ -392,7 +392,7 @@ def load_images(args, world):
     splits, classes = world.first_on_its_node(
         lambda: load_splits(args.dataset, args.data_dir, *sizes)
     )
-    note_repeated(splits)
+    note_oddities(splits)
     if args.dry_run:
         for name, (images, labels) in splits.items():
             splits[name] = (images[: args.batch_size], labels[: args.batch_size])

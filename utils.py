@@ -106,9 +106,9 @@ def check_regular_file(path):
     except (OSError, ValueError):
         return  # reading it says what is wrong
     if stat.S_ISDIR(mode):
-        raise UserError(f"cannot read {path}: it is a folder")
+        raise UserError(f"{path} is a folder")
     if not stat.S_ISREG(mode):
-        raise UserError(f"cannot read {path}: it is a pipe or device, not a file")
+        raise UserError(f"{path} is a pipe or device, not a file")
 
 
 def progress(items, name, **settings):

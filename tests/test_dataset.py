@@ -340,6 +340,7 @@ def test_what_is_plainly_there_is_taken(image_folder, tmp_path, monkeypatch):
     pick = dataset.pick_dataset
     assert pick(None, image_folder) == "folder"
     assert pick(None, image_folder / "train") == "folder"  # of classes alone
+    assert pick(None, image_folder.parent) == "folder"  # a level above
     assert pick("digits", image_folder) == "digits"
     (image_folder / CIFAR10.base_folder).mkdir()
     assert pick(None, image_folder) == "cifar10"
@@ -401,11 +402,57 @@ def test_broken_files_are_all_named(image_folder, fails):
     (image_folder / "train" / "cat.png").write_text(pointer)
     options = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16]
     errors = fails(train.main, *options)
-    assert "23 of 119 images are broken" in errors
+    assert "23 of 119 images in" in errors
     assert all(name in errors for name in names[:20])
+    assert errors.count("of no format that Pillow draws") == 1  # a reason stands once
     assert "; and 3 more" in errors
     errors = refusal(image_folder / "train" / "cat.png")
     assert "a pointer of Git LFS" in errors
+
+
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        (b"<!DOCTYPE html><title>404</title>", "a web page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "save it as PNG"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "save it as JPEG"),
+    ],
+)
+def test_what_is_taken_for_a_picture_is_named(tmp_path, content, kind):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert kind in refusal(tmp_path / "a.jpg")
+
+
+def test_a_folder_as_competitions_have_it(image_folder, call):
+    """Its test/ has no classes, its photos are of a telephone."""
+    (image_folder / "test").rename(image_folder / "valid")
+    save_images(image_folder / "test", ["1.jpg", "2.jpg"])
+    (image_folder / "train" / "dog" / "more.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    _, output, _ = call(dataset.main, "--data-dir", image_folder)
+    assert "skipped 1: 1 .heic (save them as JPEG)\n" in output
+    assert f"from {image_folder / 'valid'}; test/ is not read\n" in output
+
+
+def test_pages_behind_the_first_are_noted(tmp_path):
+    page = Image.new("L", (40, 40), 50)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page])
+    notes = Counter()
+    assert read_image(tmp_path / "a.tif", notes)[0, 0, 0] == 50
+    assert notes == {"of several pictures, the first taken": 1}
+
+
+def test_strokes_on_the_other_ground_are_noted(tmp_path, call):
+    """A network of digits has only seen light ones on a dark ground."""
+    options = ["--dataset", "digits", "--arch", "small", "-j", 0, "--epochs", 1]
+    assert call(train.main, *options)[0] == 0
+    for name, ground in (("light", 255), ("dark", 0)):
+        image = Image.new("L", (40, 40), ground)
+        image.paste(255 - ground, (18, 5, 22, 35))
+        image.save(tmp_path / f"{name}.png")
+    paths = [tmp_path / "light.png", tmp_path / "dark.png"]
+    assert "1 of them have a light ground" in call(evaluate.main, "--images", *paths)[1]
+    assert "ground" not in call(evaluate.main, "--images", paths[1])[1]
 
 
 def test_test_images_that_are_training_images_are_counted(image_folder, call):
@@ -428,8 +475,9 @@ def test_a_constant_channel_trains(image_folder, call):
         if path.suffix == ".jpg":
             path.unlink()
     options = ["--data-dir", image_folder, "-b", 16, "-j", 0, "--epochs", 1]
-    status, _, errors = call(train.main, *options, "--arch", "small")
+    status, output, errors = call(train.main, *options, "--arch", "small")
     assert status == 0, errors
+    assert "note      blue is 7 in all of the training images\n" in output
     assert load_checkpoint("best.pt")["net"]["std"][2] == 1 / 255
 
 
@@ -763,7 +811,7 @@ def test_pipe_among_the_images_of_a_folder_is_refused(
 
 
 def test_folder_and_missing_file_are_refused(tmp_path):
-    assert "it is a folder" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
     assert "nothing.png" in refusal(tmp_path / "nothing.png")
     assert "null" in refusal("a\0b.png")
 
@@ -888,9 +936,14 @@ def test_cifar10_with_a_wrong_digest_is_not_read(archive, fails):
 def test_cifar10_without_network(monkeypatch, fails):
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     Path("data").mkdir()  # torchvision would
+    (Path("data") / "cifar-10-python (1).tar.gz").touch()
     errors = fails(train.main)
-    for word in ("cifar-10-python.tar.gz", "--dataset folder", "make demo"):
-        assert word in errors
+    assert "data, which holds cifar-10-python (1).tar.gz, and" in errors
+    remedy = (
+        "put cifar-10-python.tar.gz there, of just this name, or cifar-10-batches-py/"
+    )
+    for words in (remedy, "--dataset folder", "make demo"):
+        assert words in errors
 
 
 def test_make_train_without_network_shows_the_demonstration(monkeypatch, call):

@@ -125,7 +125,7 @@ def test_own_images(trained, call, fails, tmp_path):
     options = ["--ckpt", "results/a/best.pt", "--json", "own.json", "--out", "out"]
     status, output, _ = call(evaluate.main, *options, "--images", "own", "grey.png")
     assert status == 1  # one is broken
-    assert "broken.png cannot be read as an image" in output
+    assert "broken.png  cannot be read as an image: of no format" in output
     with open("own.json") as file:
         results = json.load(file)["images"]
     names = ["0.png", "1.png", "2.png", "broken.png", "grey.png"]
