@@ -36,7 +36,7 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -60,6 +60,7 @@ cv2.setNumThreads(0)  # on images this small, OpenCV's threads only keep cores b
 MOVE = 0.7  # probability that an image is shifted, scaled and rotated
 HOLE = 0.15  # probability that it gets a hole: low, as a network this small underfits
 LEAST_STD = 1 / 255  # of a channel of the images
+DATA_DIR = "data"  # where the images are, or are downloaded to
 SHOWN = 20  # classes at most in the picture of samples
 WORKERS = weakref.WeakSet()  # the processes that loaders started
 
@@ -100,8 +101,8 @@ def augmentation(mean, mirror, move, hole):
 
 # Names of the folders of the two parts, in any case; the first that is there is taken.
 PARTS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "val", "valid", "validation"),
+    "train": ("train", "training", "train_set", "training_set"),
+    "test": ("test", "testing", "test_set", "val", "valid", "validation", "dev"),
 }
 # What systems leave among people's files, besides hidden ones.
 LEFT_BEHIND = {
@@ -110,6 +111,8 @@ LEFT_BEHIND = {
 }  # fmt: skip
 # What Pillow opens and then does not draw, or has another program draw.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+LEAST_WHITE = 1 << 14  # of the brightest pixel of an image of 16 bits
+PHOTOMETRIC = 262  # the tag of a TIFF that says what its values mean
 APPLE = {".heic", ".heif"}  # suffixes of photos that Pillow does not read
 # What is taken for a picture and is none: where it shows in the file, and what it is.
 NO_PICTURES = (
@@ -156,16 +159,27 @@ def pick_dataset(name, data_dir):
     """The data set that --dataset names; where it is left out, what is plainly there.
 
     That is "folder" for a folder with train/ or with images at any depth, else "cifar10".
+    Raises UserError where both are there, or the folder is not: a slip of the pen is no
+    place to download to.
     """
     if name is not None:
         return name
     data_dir = Path(data_dir)
+    if not data_dir.exists() and data_dir != Path(DATA_DIR):
+        raise UserError(
+            f"there is no folder {data_dir}; with --dataset cifar10 it is made, and CIFAR-10 "
+            "downloaded into it"
+        )
     inside = []
     with contextlib.suppress(OSError):
         inside = [path.name for path in data_dir.iterdir()]
-    if any(name.startswith("cifar-10-") for name in inside):
-        return "cifar10"
-    if find_part(data_dir, "train") or has_images(data_dir):
+    has_train = find_part(data_dir, "train") is not None
+    has_cifar = any(name.startswith("cifar-10-") for name in inside)
+    if has_train and has_cifar:
+        raise UserError(
+            f"{data_dir} holds both train/ and CIFAR-10: --dataset folder or cifar10"
+        )
+    if has_train or (not has_cifar and has_images(data_dir)):
         return "folder"
     return "cifar10"
 
@@ -173,13 +187,15 @@ def pick_dataset(name, data_dir):
 def has_images(folder):
     """Whether one of the first thousand files in a folder and those below it is an image."""
     looked_at = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            if reason_to_skip(os.path.join(root, name)) is None:
-                return True
-            looked_at += 1
-            if looked_at == 1000:
-                return False
+    with contextlib.suppress(UserError):
+        for root, names in walk(folder, Counter()):
+            for name in names:
+                is_photo = os.path.splitext(name)[1].lower() in APPLE
+                if is_photo or reason_to_skip(os.path.join(root, name)) is None:
+                    return True
+                looked_at += 1
+                if looked_at == 1000:
+                    return False
     return False
 
 
@@ -255,7 +271,7 @@ class Listing(NamedTuple):
     classes: list  # their names
     skipped: Counter  # files left out, by the reason
     whole: int = 0  # images of a folder of which this is the part held out, or the rest
-    unread: tuple = ()  # names of other folders that might have been this part
+    unread: tuple = ()  # names of the folders beside it that are not read
 
 
 def load_folder(data_dir, train):
@@ -329,6 +345,7 @@ def notes_in_words(notes):
 
 def skipped_in_words(skipped):
     """How many files were left out, and why."""
+    skipped = +skipped  # without those of which there are none
     if not skipped:
         return ""
     reasons = []
@@ -342,8 +359,21 @@ def load_folder_splits(data_dir, val_size, batch_size):
     """Both parts of a folder, as from `load`; what shows before a pixel is read is checked."""
     listings = [list_part(data_dir, part) for part in PARTS]
     check_classes(*(listing.classes for listing in listings))
-    check_batch(batch_size, len(listings[0].paths) - val_size)
-    return [as_tensors(*read_listing(listing)) for listing in listings]
+    count = len(listings[0].paths)
+    if val_size >= count:
+        raise UserError(
+            f"--val-size {val_size} is impossible: there are {count} images"
+        )
+    check_batch(batch_size, count - val_size)
+    parts, troubles = [], []
+    for listing in listings:
+        try:
+            parts.append(as_tensors(*read_listing(listing)))
+        except UserError as error:
+            troubles.append(str(error))
+    if troubles:
+        raise UserError("; ".join(troubles))
+    return parts
 
 
 def check_classes(classes, test_classes):
@@ -357,8 +387,11 @@ def list_part(data_dir, part):
     data_dir = Path(data_dir)
     folders = find_parts(data_dir, part)
     if folders:
-        unread = [folder.name for folder in folders[1:]]
-        return list_images(folders[0])._replace(unread=unread)
+        unread = folders[1:]
+        if part == "train":  # and what is of neither part
+            known = [*folders, *find_parts(data_dir, "test")]
+            unread += [path for path in folders_in(data_dir) if path not in known]
+        return list_images(folders[0])._replace(unread=[path.name for path in unread])
     if find_part(data_dir, "train") or find_part(data_dir, "test"):
         names = " or ".join(f"{name}/" for name in PARTS[part])
         remedy = ""
@@ -394,13 +427,14 @@ def find_part(data_dir, part):
 
 def find_parts(data_dir, part):
     """All folders that may be of a part; the first is taken."""
-    inside = {}
+    inside = []
     with contextlib.suppress(OSError):
-        inside = {path.name.lower(): path for path in sorted(data_dir.iterdir())}
+        inside = sorted(data_dir.iterdir())
     found = []
     for name in PARTS[part]:
-        if name in inside and inside[name].is_dir():
-            found.append(inside[name])
+        found += [
+            path for path in inside if path.name.lower() == name and path.is_dir()
+        ]
     return sorted(found, key=lambda path: not folders_in(path))
 
 
@@ -477,6 +511,7 @@ def list_images(folder):
         classes.append(name)
         paths += found
         labels += [len(classes) - 1] * len(found)
+    check_no_parts(folder, folders)
     if not classes:
         raise UserError(
             f"no images in {folder}: a folder for each class is wanted, and it holds "
@@ -484,17 +519,55 @@ def list_images(folder):
         )
     if len(classes) < 2:
         inside = folders_in(folder / classes[0])
-        remedy = f": --data-dir {folder / classes[0]}" if len(inside) > 1 else ""
+        remedy = f": those in {folder / classes[0]}, maybe" if len(inside) > 1 else ""
         raise UserError(
             f"{folder} holds one class, {classes[0]}; a classifier needs two or more{remedy}"
         )
     return Listing(folder, paths, labels, classes, skipped)
 
 
+def check_no_parts(folder, folders):
+    """Raise UserError where folders taken for classes all hold the same folders.
+
+    Then it is those that are the classes, and the others are parts of another name.
+    """
+    inside = []
+    for path in folders:
+        is_empty = not any(file.is_file() for file in path.iterdir())
+        names = tuple(as_nfc(one.name) for one in folders_in(path))
+        inside.append(names if is_empty and len(names) > 1 else None)
+    if len(inside) > 1 and inside[0] and len(set(inside)) == 1:
+        names = ", ".join(path.name for path in folders)
+        raise UserError(
+            f"in {folder} all of {names} hold the folders {', '.join(inside[0])}: rename "
+            "those that are parts to train and test"
+        )
+
+
+def walk(folder, skipped):
+    """Yield a folder and the names of the files in it, of it and of all below it.
+
+    A link that leads back to where it is would do so for ever: it is counted in `skipped`.
+    """
+
+    def fail(error):
+        raise UserError(f"cannot read {error.filename}: {error.strerror}")
+
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        here = os.path.join(os.path.realpath(root), "")
+        for name in list(folders):
+            path = os.path.join(root, name)
+            target = os.path.join(os.path.realpath(path), "")
+            if os.path.islink(path) and here.startswith(target):
+                folders.remove(name)
+                skipped["link that leads back"] += 1
+        yield root, names
+
+
 def images_in(folder, skipped):
     """The paths of the images in a folder and those below it; others are counted."""
     found = []
-    for root, _, names in sorted(os.walk(folder, followlinks=True)):
+    for root, names in sorted(walk(folder, skipped)):
         inside = os.path.relpath(root, folder).split(os.sep)
         if any(is_left_behind(part) for part in inside if part != os.curdir):
             skipped["hidden"] += len(names)
@@ -524,9 +597,13 @@ def reason_to_skip(path):
         return None
     if not os.path.isfile(path):  # to open a pipe would wait for ever
         return "no file"
-    with contextlib.suppress(Exception), Image.open(path, formats=formats):
-        return None
-    return suffix or "without suffix"
+    try:
+        with Image.open(path, formats=formats):
+            return None
+    except (Image.DecompressionBombError, PermissionError):
+        return None  # reading it says what is wrong
+    except Exception:  # noqa: BLE001 - of many types, by what it is
+        return suffix or "without suffix"
 
 
 def load_digits(data_dir, train):
@@ -572,10 +649,11 @@ def read_image(path, notes=None):
                 file.draft(None, (4 * SIDE, 4 * SIDE))  # a JPEG, to no less than this
             if getattr(file, "is_animated", False):
                 notes["of several pictures, the first taken"] += 1
+            layout, is_negative = layout_of(file)
             image = turn_upright(file)
         if min(image.size) < 8:
             raise ValueError(f"{image.width}x{image.height} pixels show nothing")
-        image = to_rgb(image, notes)
+        image = to_rgb(image, layout, is_negative, notes)
         if image.size != (SIDE, SIDE):
             image = ImageOps.fit(image, (SIDE, SIDE), Image.Resampling.BICUBIC)
         return np.asarray(image)
@@ -598,10 +676,41 @@ def what_it_is(path):
     return None
 
 
-def to_rgb(image, notes):
-    """An image of any mode in RGB, laid on white where it is transparent."""
+def layout_of(file):
+    """How the pixels lie in a file, such as "RGB;16B" and "" where that is not known; and
+    whether large values are dark, in a TIFF whose values Pillow leaves as they are."""
+    tiles = getattr(file, "tile", [])  # of some formats there are none
+    layout = str(tiles[0].args) if tiles else ""
+    is_negative = file.mode[0] in "IF" and file.format == "TIFF"
+    return layout, is_negative and file.tag_v2.get(PHOTOMETRIC) == 0
+
+
+def to_rgb(image, layout, is_negative, notes):
+    """An image of any mode in RGB, laid on white where it is transparent.
+
+    `layout` and `is_negative` are as from `layout_of`.
+    """
+    clear = image.info.get("transparency")
     if image.mode[0] in "IF":
-        image = Image.fromarray(to_8_bits(np.asarray(image), image.mode))
+        values = np.asarray(image)
+        grey = to_8_bits(values, image.mode)
+        image = Image.fromarray(255 - grey if is_negative else grey)
+        if clear is not None:
+            opaque = np.where(values == clear, 0, 255).astype(np.uint8)
+            image.putalpha(Image.fromarray(opaque))
+    elif (
+        ";16" in layout or "65535" in layout
+    ):  # Pillow took the upper half of each value
+        highest = max(high for _, high in image.convert("RGB").getextrema())
+        if highest < LEAST_WHITE // 256:
+            raise ValueError(
+                "its values use few of their 16 bits: scale them to 0 to 255 and save it "
+                "with 8 bits"
+            )
+    elif image.mode == "L" and clear is not None:
+        # Of 2 and 4 bits, Pillow 13 makes grey of 8, but leaves the transparent one.
+        steps = {"L;2": 85, "L;4": 17}.get(layout, 1)
+        image.info["transparency"] = clear * steps
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getextrema()[3][0] < 255:
@@ -614,15 +723,15 @@ def to_rgb(image, notes):
 def to_8_bits(values, mode):
     """The values of a grey image of the mode I, F or I;16, from 0 to 255.
 
-    Raises ValueError where that would be a guess: of 16 bits of which 12 or less are used,
-    a viewer shows black.
+    Raises ValueError where that would be a guess: of 16 bits of which 14 or less are used,
+    a viewer shows next to nothing.
     """
     low, high = values.min(), values.max()
     if mode == "F" and low >= 0 and high <= 1:
         return (255 * values).round().astype(np.uint8)
-    if mode in "IF" and low >= 0 and high <= 255:
+    if mode in "IF" and low >= 0 and (high == 0 or 16 <= high <= 255):
         return values.round().astype(np.uint8)
-    if mode != "F" and low >= 0 and (high == 0 or 4096 <= high < 65536):
+    if mode != "F" and low >= 0 and (high == 0 or LEAST_WHITE <= high < 65536):
         return (values // 256).astype(np.uint8)
     used = f"are from {low:g} to {high:g}"
     if mode != "F" and low >= 0:
@@ -636,6 +745,8 @@ def to_8_bits(values, mode):
 def readable():
     """The formats that Pillow draws by itself, and the suffixes of their files."""
     Image.init()
+    # Of pictures above 89 million pixels; from twice as many on it refuses them.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     formats = ["JPEG", "PNG"]  # the first to be tried
     formats += sorted(set(Image.OPEN) - NOT_DRAWN - set(formats))
     suffixes = set()
@@ -648,14 +759,25 @@ def readable():
 def turn_upright(image):
     """An image as viewers show it: turned by what the camera noted in its EXIF data."""
     image.load()  # here, so that what is wrong with the pixels is raised
+    # ImageOps.exif_transpose turns nothing where any other entry of the data is damaged.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged EXIF data
-            return ImageOps.exif_transpose(image)
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # noqa: BLE001 - of many types; the pixels are fine without it
-        return image
+        orientation = None
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
+TURNS = {  # by the number of the EXIF standard
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 DATASETS = {
     "cifar10": DataSet(load_cifar10, mirror=True),
     "cifar100": DataSet(load_cifar100, mirror=True),
@@ -674,11 +796,18 @@ def load(dataset, data_dir, train):
     load = DATASETS[dataset].load
     try:
         images, labels, classes = load(data_dir, train)
-        images, labels, classes = np.asarray(images), np.asarray(labels), list(classes)
+        # Copies where torch cannot take them, in the opposite order, say.
+        images, labels = np.ascontiguousarray(images), np.ascontiguousarray(labels)
+        classes = list(classes)
         check_loaded(images, labels, classes)
-    except (TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - of any type, by what the function does
         name = getattr(load, "__name__", dataset)
-        raise UserError(f"{name}, which loads '{dataset}' ({line_of(error)}): {error}")
+        raise UserError(
+            f"{name}, which loads '{dataset}' ({line_of(error)}): "
+            f"{type(error).__name__}: {error}"
+        )
     return as_tensors(images, labels, classes)
 
 
@@ -709,6 +838,8 @@ def check_loaded(images, labels, classes):
         )
     if not all(is_text(name) for name in classes):
         raise ValueError("the names of its classes are not all texts that print")
+    if len(set(classes)) < len(classes):
+        raise ValueError(f"two of its classes have the same name: {', '.join(classes)}")
 
 
 def load_splits(dataset, data_dir, val_size=0, batch_size=1):
@@ -983,7 +1114,7 @@ def main(argv=None):
     parser = Parser(description="Show a data set: counts, classes, mean, and pictures.")
     add = parser.add_argument
     add("--dataset", choices=DATASETS, help=DATASET_HELP)
-    add("--data-dir", default="data", help="folder they are in, or are downloaded to")
+    add("--data-dir", default=DATA_DIR, help="folder they are in, or are downloaded to")
     add("--out", default="results", help="folder of the pictures")
     args = parser.parse_args(argv)
     args.dataset = pick_dataset(args.dataset, args.data_dir)

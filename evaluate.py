@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from checkpoint import load_checkpoint, restore
 from dataset import (
+    DATA_DIR,
     DATASETS,
     NoImage,
     digest,
@@ -355,7 +356,7 @@ def test_images(args, checkpoint):
     if args.dataset is None and dataset == "folder":
         # A copy of CIFAR-10 in folders may be gone where its own files are.
         if args.data_dir is None and not Path(data_dir).exists():
-            data_dir = "data"
+            data_dir = DATA_DIR
         dataset = pick_dataset(None, data_dir)
     if dataset not in DATASETS:
         raise UserError(f"{args.ckpt} was trained on an unknown data set: --dataset")

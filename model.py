@@ -10,6 +10,7 @@ summary, the rules and the training follow.
 
 import copy
 import inspect
+import math
 from itertools import groupby
 from typing import NamedTuple
 
@@ -30,8 +31,25 @@ from layers import (
     size_after,
 )
 from receptive_field import computed_macs, trace
-from rules import checklist, count_parameters, is_depthwise, name_of, print_checklist
-from utils import SIDE, Parser, UserError, check_writable, line_of, number, run, times
+from rules import (
+    checklist,
+    count_parameters,
+    is_depthwise,
+    name_of,
+    print_checklist,
+    print_note_on_scores,
+)
+from utils import (
+    SIDE,
+    Parser,
+    UserError,
+    check_writable,
+    in_short,
+    line_of,
+    number,
+    run,
+    times,
+)
 
 CLASSES = "classes"  # as a row's channels: as many as the data set has
 
@@ -378,14 +396,14 @@ class Line(NamedTuple):
 
     name: str
     kind: str
-    shape: tuple  # of its output, without the batch
+    shape: tuple  # of its output: channels, height and width; the number of values
     parameters: str  # "?" where they are not known
     macs: int  # multiply-adds an image
-    kernel: tuple  # height and width
-    stride: int
-    dilation: int
-    receptive_field: int | None  # in pixels; None where it is not known
-    jump: int | None  # pixels of the image from one unit to the next
+    kernel: tuple  # this and the next two of height and of width
+    stride: tuple
+    dilation: tuple
+    receptive_field: tuple | None  # in pixels, (H, W); None where it is not known
+    jump: tuple | None  # pixels of the image from one unit to the next
 
 
 def summarise(net, nodes):
@@ -407,7 +425,7 @@ def line_of_summary(modules, name, members):
     windows = [node for node in members if node.window]
     main = max(windows, key=lambda node: (max(node.window.kernel), node.macs))
     last = members[-1]
-    parameters = "?" if any(node.weight for node in members) else "0"
+    parameters = "?" if any(node.learns for node in members) else "0"
     for path in (f"body.{name}", name):
         if path in modules:
             parameters = f"{count_parameters(modules[path]):,}"
@@ -415,15 +433,23 @@ def line_of_summary(modules, name, members):
     return Line(
         name=name,
         kind=kind_of(members, windows, main),
-        shape=last.shape,
+        shape=channels_first(last),
         parameters=parameters,
         macs=sum(node.macs for node in members),
         kernel=main.window.kernel,
-        stride=main.window.stride[0],
-        dilation=main.window.dilation[0],
-        receptive_field=last.receptive_field,
-        jump=last.axes[0].jump if last.axes else None,
+        stride=main.window.stride,
+        dilation=main.window.dilation,
+        receptive_field=last.fields,
+        jump=tuple(axis.jump for axis in last.axes) if last.axes else None,
     )
+
+
+def channels_first(node):
+    """The shape of a node's output as (C, H, W), however it lies in memory."""
+    if len(node.shape) != 3:
+        return node.shape
+    height, width = node.size
+    return (math.prod(node.shape) // (height * width), height, width)
 
 
 def kind_of(members, windows, main):
@@ -433,7 +459,8 @@ def kind_of(members, windows, main):
         return "gate"
     kind = main.operation
     if any(is_depthwise(node) for node in members):
-        kind = "separable" if len(windows) > 1 else "depthwise"
+        weights = [node for node in windows if node.weight]
+        kind = "separable" if len(weights) > 1 else "depthwise"
     if last.operation == "add" and len(last.sources) > 1:
         has_shortcut = any(".shortcut" in node.layer for node in windows)
         kind += " + shortcut" if has_shortcut else " + input"
@@ -454,22 +481,25 @@ def print_summary(lines, total, computed):
         print(
             f"{line.name:{width}}{line.kind:21}{times(line.shape):>11}"
             f"{line.parameters:>11}{line.macs:>12,}{times(line.kernel):>8}"
-            f"{line.stride:>7}{line.dilation:>9}{line.receptive_field or '?':>16}"
-            f"{line.jump or '?':>5}"
+            f"{in_short(line.stride):>7}{in_short(line.dilation):>9}"
+            f"{in_short(line.receptive_field):>16}{in_short(line.jump):>5}"
         )
     macs = sum(line.macs for line in lines)
     print(f"{total:,} parameters, {macs:,} multiply-adds an image")
     if computed < macs:
         print(f"{computed:,} of them are computed: no layer reads what the others give")
+    elif computed > macs:
+        print(f"{computed - macs:,} more are computed in what is not listed")
 
 
 def print_difference(lines, fields):
     """Print where the arithmetic of a table's rows, `fields`, is not what was traced."""
     for line in lines:
-        if line.name in fields and fields[line.name][0] != line.receptive_field:
+        field = fields.get(line.name, [None])[0]
+        if field and line.receptive_field != (field, field):
             print(
                 f"note: by its row alone the receptive field of {line.name} would be "
-                f"{fields[line.name][0]}: its kind does more than the row says"
+                f"{field}: its kind does more than the row says"
             )
             return
 
@@ -557,7 +587,9 @@ def main(argv=None):
 
         plot_network(lines, title_of(net.config, args.downsample), args.plot)
         print(f"Picture: {args.plot}")
-    return 0 if print_checklist(checklist(net, nodes)) else 1
+    is_complete = print_checklist(checklist(net, nodes))
+    print_note_on_scores(nodes)
+    return 0 if is_complete else 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from rules import AVERAGES, FIELD_TO_EXCEED
-from utils import times, write_file
+from utils import in_short, times, write_file
 
 COUNTED = 30  # classes at most whose confusions are shown as counts
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
@@ -239,7 +239,7 @@ def plot_network(lines, title, path):
         below = f"{times(line.shape[1:]) or '1x1'}\n{line.shape[0]} channels"
         maps.text(place, -above, below, ha="center", va="top", fontsize=8)
         if line.receptive_field:
-            bar = fields.bar(place, line.receptive_field, 0.8, color=colour)
+            bar = fields.bar(place, min(line.receptive_field), 0.8, color=colour)
             fields.bar_label(bar, fontsize=9)
     maps.set(ylim=(-0.9 * largest, 1.1 * largest), yticks=[], ylabel="map")
     maps.tick_params("x", length=0)
@@ -261,8 +261,8 @@ def drawn_kind(line):
     if line.kind in AVERAGES and math.prod(line.shape[1:]) == 1:
         return "global\naverage\npooling"
     words = [line.kind.replace(" + ", "\n+ "), times(line.kernel)]
-    if line.stride > 1:
-        words.append(f"stride {line.stride}")
-    if line.dilation > 1:
-        words.append(f"dilation {line.dilation}")
+    if max(line.stride) > 1:
+        words.append(f"stride {in_short(line.stride)}")
+    if max(line.dilation) > 1:
+        words.append(f"dilation {in_short(line.dilation)}")
     return "\n".join(words)

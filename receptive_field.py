@@ -23,7 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from utils import SIDE
 
 DECIDES = "a value computed from the image decides what runs"
-STOPPED = "stopped"  # the operation of a last node where the network raised an error
+# Operations of nodes behind which there may be layers that are not seen:
+STOPPED = "stopped"  # of a last node, where the network raised an error
+UNSEEN = "unseen"  # of compiled code, say
 
 
 class Unknown(Exception):
@@ -83,14 +85,20 @@ class Node:
     size: tuple = (1, 1)  # (H, W) of the map after it; 1 where averaged away
     window: Window | None = None
     weight: tuple | None = None  # shape of a convolution's or linear layer's weight
+    learns: bool = False  # whether that is, or is made of, parameters of the network
     groups: int = 1
     unknown: str = ""  # why the receptive field isn't known from here on
     axes: list | None = field(default=None, repr=False)  # the `Axis` of H, that of W
 
     @property
+    def fields(self):
+        """The receptive field in pixels, (height, width); None where it is unknown."""
+        return tuple(axis.field for axis in self.axes) if self.axes else None
+
+    @property
     def receptive_field(self):
-        """In pixels, the larger of height's and width's; None where it is unknown."""
-        return max(axis.field for axis in self.axes) if self.axes else None
+        """In pixels, the smaller of height's and width's; None where it is unknown."""
+        return min(self.fields) if self.fields else None
 
     @property
     def macs(self):
@@ -157,6 +165,11 @@ class Call:
     values: dict  # by id of the tensor, the arguments that depend on the image
     output: Tensor
     number: int  # of the output among those of the function
+    learned: set  # ids of the tensors that are, or are made of, parameters
+
+    def note_weight(self, weight):
+        self.node.weight = tuple(weight.shape)
+        self.node.learns = id(weight) in self.learned
 
     def places(self, tensor):
         """Those of the only argument that depends on the image, or Unknown is raised."""
@@ -174,6 +187,7 @@ class Recorder(TorchFunctionMode):
         self.tensors = []  # all that were seen, so that no id is given away again
         self.values = {}  # by id of the tensor: its `Value`, or None for a constant
         self.versions = {}  # by id, as `version_of`, when its value was noted
+        self.learned = set()  # ids of parameters and of what is computed of these alone
         self.layers = [""]  # paths of the modules that are running, the innermost last
         self.decided = ""  # why all that runs from now on is unknown
         axes = [Axis(length) for length in image.shape[2:]]
@@ -184,6 +198,7 @@ class Recorder(TorchFunctionMode):
         for thing in gc.get_objects():
             if type(thing) in (Tensor, Parameter) and id(thing) not in self.values:
                 self.keep(thing, None)
+        self.learned.update(id(weight) for weight in net.parameters())
 
         def enter(path):
             return lambda module, inputs: self.layers.append(path)
@@ -219,10 +234,13 @@ class Recorder(TorchFunctionMode):
         code or through NumPy, say.
         """
         if self.versions.get(id(tensor)) != version_of(tensor):
-            reason = "it cannot be seen what a tensor is computed from"
+            operation, reason = (
+                UNSEEN,
+                "it cannot be seen what a tensor is computed from",
+            )
             if id(tensor) in self.versions:
-                reason = "written to in place"
-            node = Node(self.layers[-1], "unseen", [self.nodes[-1]], unknown=reason)
+                operation, reason = "written", "written to in place"
+            node = Node(self.layers[-1], operation, [self.nodes[-1]], unknown=reason)
             self.add(node, tensor, places_of_map(tensor.shape))
         return self.values[id(tensor)]
 
@@ -238,6 +256,8 @@ class Recorder(TorchFunctionMode):
             for tensor in [*arguments, *results]:
                 if self.values.get(id(tensor)) is None:
                     self.keep(tensor, None)
+            if any(id(tensor) in self.learned for tensor in arguments):
+                self.learned.update(id(tensor) for tensor in results)
             return result
         for number, tensor in enumerate(results):
             self.note_result(function, args, kwargs, values, tensor, number)
@@ -265,7 +285,7 @@ class Recorder(TorchFunctionMode):
         if handler and id(tensor) in values and not is_written:
             return  # an argument as it was, such as x.contiguous()
         node = Node(self.layers[-1], name, [])
-        call = Call(function, node, dict(values), tensor, number)
+        call = Call(function, node, dict(values), tensor, number, self.learned)
         if number > 0 and handler is not move:  # such as the indices of a maximum
             handler = None
         places = self.understand(call, handler, args, kwargs)
@@ -533,7 +553,7 @@ def reduce(call, input, dim=None, *args, axis=None, **kwargs):
 @handles("linear")
 def linear(call, input, weight, bias=None):
     """Over height and width too, where they are in what it sums over."""
-    call.node.weight = tuple(weight.shape)
+    call.note_weight(weight)
     shape = call.output.shape
     first = [place.amin(-1, keepdim=True).expand(shape) for place in call.places(input)]
     last = [place.amax(-1, keepdim=True).expand(shape) for place in call.places(input)]
@@ -546,7 +566,9 @@ def matmul(call, input, other):
     if other.dim() != 2 or list(call.values) != [id(input)]:
         raise Unknown
     call.node.operation = "linear"
-    return linear(call, input, other.t())
+    places = linear(call, input, other.t())
+    call.node.learns = id(other) in call.learned
+    return places
 
 
 def slide_window(call, input, *window):
@@ -562,7 +584,8 @@ def slide_window(call, input, *window):
 @handles("conv2d")
 def convolve(call, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     kernel = tuple(weight.shape[2:])
-    call.node.weight, call.node.groups = tuple(weight.shape), groups
+    call.note_weight(weight)
+    call.node.groups = groups
     if padding == "same":  # what is odd of it comes after the last row and column
         padding = [d * (k - 1) // 2 for d, k in zip(pair(dilation), kernel)]
     padding = 0 if padding == "valid" else padding

@@ -1,13 +1,22 @@
-"""The assignment's rules, read off the network as its table says, or its class runs."""
+"""The assignment's rules, read off the network as its table says, or its class runs.
+
+Layers are convolutions and linear layers whose weights are parameters: a blur by constant
+weights is none. A pad and the convolution that reads it are one layer.
+"""
 
 from typing import NamedTuple
+
+from receptive_field import STOPPED, UNSEEN
+from utils import times
 
 GOAL = 0.85  # of the test images
 PARAMETER_LIMIT = 200_000
 FIELD_TO_EXCEED = 44  # pixels: the receptive field
 PARAMETERS = f"under {PARAMETER_LIMIT:,} parameters"
 RECEPTIVE_FIELD = f"receptive field over {FIELD_TO_EXCEED}"
-AVERAGES = ("mean", "avg_pool2d", "adaptive_avg_pool2d")
+AVERAGES = ("mean", "avg_pool2d", "adaptive_avg_pool2d", "sum")  # a sum: times the size
+REDUCTIONS = ("mean", "sum", "amax", "amin", "max", "min")  # over an axis, or over both
+BLOCKS = 4
 
 
 class Rule(NamedTuple):
@@ -22,30 +31,28 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     """The assignment's rules for a network: a list of `Rule`.
 
     `nodes` are those of `receptive_field.trace`. An `accuracy`, 0 to 1, of the test images of
-    `dataset` adds the rule on it.
+    `dataset` adds the rule on it. Where part of the network is not seen, what is not found
+    may be there: such a rule is not decided.
     """
-    convolutions = [node for node in nodes if node.operation == "conv2d"]
     pools = [node for node in nodes if "max_pool" in node.operation]
-    dilated = [n for n in convolutions if is_larger(n) and max(n.window.dilation) > 1]
-    separable = [node for node in convolutions if is_separable(node, nodes)]
-    shrinking = [node for node in nodes if is_shrinking(node)]
-    blocks, in_a_row = count_blocks(nodes)
-    weighted, is_average = end_of(nodes[-1])
-    sizes = " + ".join(str(count) for count in blocks)
+    separable = [node for node in nodes if is_separable(node, nodes)]
+    dilated = [node for node in nodes if is_dilated(node)]
+    is_hidden = any(node.operation in (STOPPED, UNSEEN) for node in nodes)
 
-    def names(nodes):
-        found = dict.fromkeys(name_of(net, node) for node in nodes)
-        return ", ".join(found) or "none"
+    def found(layers):
+        return bool(layers) or (None if is_hidden else False)
+
+    def has_none(layers):
+        return not layers and (None if is_hidden else True)
 
     rules = [
         rule_on_parameters(net, nodes[-1]),
         rule_on_receptive_field(nodes[-1]),
-        Rule("four blocks of 3x3 layers", f"{sizes} layers", all(blocks)),
-        Rule("three shrinking 3x3 layers", names(shrinking), in_a_row >= 3),
-        Rule("no max pooling", names(pools), not pools),
-        Rule("depthwise-separable layer", names(separable), bool(separable)),
-        Rule("dilated layer", names(dilated), bool(dilated)),
-        Rule("GAP, then 1x1 or linear", names(weighted), is_average),
+        *rules_on_blocks(net, nodes, is_hidden),
+        Rule("no max pooling", names_of(net, pools), has_none(pools)),
+        Rule("depthwise-separable layer", names_of(net, separable), found(separable)),
+        Rule("dilated layer", names_of(net, dilated), found(dilated)),
+        rule_on_the_end(net, nodes[-1], is_hidden),
     ]
     if accuracy is not None:
         value = f"{accuracy:.2%} on {dataset}"
@@ -68,30 +75,103 @@ def rule_on_parameters(net, output):
 
 
 def rule_on_receptive_field(output):
-    """That of the map which enters global average pooling, or of the last map."""
+    """That of the map which enters global pooling, or of the last map.
+
+    Of height and width, where they differ, the smaller one counts.
+    """
     _, maps = walk_back(output)
     for node in [output, *maps]:
         if node.unknown:
             return Rule(RECEPTIVE_FIELD, f"unknown: {node.unknown}", None)
-    field = max((node.receptive_field for node in maps), default=1)
-    return Rule(RECEPTIVE_FIELD, f"{field}", field > FIELD_TO_EXCEED)
+    fields = [node.fields for node in maps] or [(1, 1)]
+    sides = [max(side) for side in zip(*fields)]  # through any branch
+    value = f"{sides[0]}"
+    if sides[0] != sides[1]:
+        value = f"{times(sides)} (height x width)"
+    return Rule(RECEPTIVE_FIELD, value, min(sides) > FIELD_TO_EXCEED)
+
+
+def rules_on_blocks(net, nodes, is_hidden):
+    """The rules on the four blocks C1 to C4, and on the three layers between them.
+
+    A block ends where its map shrinks, or where a dilated 3x3 layer stands in the place of
+    one that shrinks it: extra credit of the assignment. The layer belongs to the block that
+    it ends or, as in a ResNet, to the one that it begins. A fault is said once: where less
+    than three layers part the network there are no four blocks to look at, and where max
+    pooling parts it that is what is wrong.
+    """
+    shrinking = [node for node in nodes if is_3x3(node) and shrinks_map(node)]
+    borders = [node for node in nodes if shrinks_map(node)]
+    in_place = [n for n in nodes if is_dilated(n) and is_3x3(n) and n not in borders]
+    pools = [node for node in borders if "max_pool" in node.operation]
+    value = names_of(net, shrinking)
+    passed = most_in_a_row(nodes, shrinking) > 2
+    if passed:
+        borders = shrinking
+    elif in_place:
+        passed = most_in_a_row(nodes, shrinking + in_place) > 2
+        if passed:
+            borders = borders + in_place
+            value = f"{names_of(net, in_place)} dilated in the place of strides"
+            value = f"{names_of(net, shrinking)}; {value}" if shrinking else value
+    is_pooled = most_in_a_row(nodes, shrinking + in_place + pools) > 2
+    rules = []
+    if most_in_a_row(nodes, borders) > 2:
+        counts = [count_blocks(nodes, borders, is_last) for is_last in (True, False)]
+        counts = next(filter(all, counts), counts[0])
+        in_words = " + ".join(map(str, counts))
+        is_whole = all(counts) or (None if is_hidden else False)
+        rules.append(Rule("four blocks of 3x3 layers", f"{in_words} layers", is_whole))
+    if passed or is_hidden or not is_pooled:
+        passed = passed or (None if is_hidden else False)
+        rules.append(Rule("three shrinking 3x3 layers", value, passed))
+    return rules
+
+
+def rule_on_the_end(net, output, is_hidden):
+    """That of global average pooling, and what may follow it: the layers are optional."""
+    behind, maps = walk_back(output)
+    averages, layers, others, named = [], [], [], []
+    for node in reversed(behind):
+        kind = None
+        if pools_all(node):
+            kind = averages if node.operation in AVERAGES else others
+        elif node.weight:
+            kind = others if is_larger(node) else layers
+        elif is_pool(node) and not pools_an_axis(node):
+            kind = others
+        if kind is not None:
+            kind.append(node)
+            named.append(node)
+    passed = bool(averages) and not others
+    if not averages and not others:  # what there is instead
+        named = maps + named
+    value = names_of(net, named)
+    if passed and not layers:
+        value += ", and no layer behind it (that is optional)"
+    passed = passed or (None if is_hidden else False)
+    return Rule("GAP, then 1x1 or linear", value, passed)
 
 
 def walk_back(output):
     """From the scores back to the last map: the operations behind it, and that map.
 
-    It is what enters global pooling. Returns two lists of nodes; the map is more than one
-    where a network ends in branches.
+    It is what enters global pooling, or else what the last convolution gives that looks at
+    more than one pixel. Returns two lists of nodes; the map is more than one where a network
+    ends in branches.
     """
     behind, maps, waiting = [], [], [output]
     while waiting:
         node = waiting.pop()
-        if node in behind:
+        if node in behind or node in maps:
+            continue
+        if node.operation == "conv2d" and is_larger(node):
+            maps.append(node)
             continue
         behind.append(node)
+        looks_around = node.window is not None and is_larger(node)
         for source in node.sources:
-            is_behind = source.size == (1, 1) and not is_pool(node)
-            if is_behind or averages_an_axis(source):
+            if not looks_around or pools_an_axis(source):
                 waiting.append(source)
             elif source not in maps:
                 maps.append(source)
@@ -102,84 +182,118 @@ def is_pool(node):
     return node.window is not None and node.weight is None
 
 
-def averages_an_axis(node):
-    """Whether a node averages height or width alone, as one half of global pooling."""
-    if node.operation != "mean" or not node.window:
+def pools_all(node):
+    """Whether a node pools all of a map, at once or what was left of it."""
+    if not is_pool(node) or node.size != (1, 1):
+        return False
+    height, width = node.sources[0].size
+    kernel = node.window.kernel
+    return is_larger(node) and kernel[0] >= height and kernel[1] >= width
+
+
+def pools_an_axis(node):
+    """Whether a node pools height or width alone, as one half of global pooling."""
+    if node.operation not in REDUCTIONS or not node.window:
         return False
     return min(node.size) == 1 and max(node.size) > 1
 
 
-def end_of(output):
-    """The pooling and the layers with weights behind the last map, and whether these are
-    global average pooling and then 1x1 convolutions or linear layers."""
-    behind, maps = walk_back(output)
-    averages, layers, others = [], [], []
-    for node in reversed(behind):
-        reads_map = any(source in maps for source in node.sources)
-        if reads_map and node.operation in AVERAGES:
-            averages.append(node)
-        elif reads_map:
-            others.append(node)
-        elif node.weight and max(node.window.kernel) == 1:
-            layers.append(node)
-        elif node.weight:
-            others.append(node)
-    is_average = bool(averages) and bool(layers) and not others
-    return averages + layers + others, is_average
+def most_in_a_row(nodes, chosen):
+    """How many of the chosen nodes follow one another, at most, on a way to the scores."""
+    return max(number_before(nodes, chosen).values())
 
 
-def count_blocks(nodes):
-    """How many 3x3 layers each of the blocks C1 to C4 has, and how many shrinking ones
-    follow one another.
+def number_before(nodes, chosen):
+    """How many of the chosen nodes there are up to each node and with it, by node.
 
-    A block ends with the 3x3 layer that shrinks its map. Where branches meet, the one
-    with most such layers counts.
+    Where branches meet, the one with most of them counts.
     """
-    blocks = [0, 0, 0, 0]
-    passed = {}  # by node: the shrinking layers up to it
+    numbers = {}
     for node in nodes:
-        before = max((passed[source] for source in node.sources), default=0)
-        if is_3x3(node) and before < len(blocks):
-            blocks[before] += 1
-        passed[node] = before + 1 if is_shrinking(node) else before
-    return blocks, max(passed.values())
+        before = max((numbers[source] for source in node.sources), default=0)
+        numbers[node] = before + 1 if node in chosen else before
+    return numbers
+
+
+def count_blocks(nodes, borders, is_last):
+    """How many 3x3 layers each of the blocks C1 to C4 has.
+
+    `borders` are the nodes between blocks, each of which `is_last` in a block, or else first.
+    """
+    blocks = [0] * BLOCKS
+    numbers = number_before(nodes, borders)
+    for node in nodes:
+        if is_3x3(node):
+            block = numbers[node]
+            if is_last and node in borders:
+                block -= 1
+            blocks[min(block, BLOCKS - 1)] += 1
+    return blocks
+
+
+def is_convolution(node):
+    return node.operation == "conv2d" and node.learns
 
 
 def is_3x3(node):
-    return node.operation == "conv2d" and node.window.kernel == (3, 3)
+    return is_convolution(node) and node.window.kernel == (3, 3)
 
 
 def is_larger(node):
-    """Whether a convolution reads more than one pixel."""
+    """Whether a node reads more than one pixel."""
     return max(node.window.kernel) > 1
 
 
-def is_shrinking(node):
-    """Whether a node is a 3x3 convolution whose map is smaller than the one it reads."""
-    if not is_3x3(node):
+def is_dilated(node):
+    return is_convolution(node) and is_larger(node) and max(node.window.dilation) > 1
+
+
+def shrinks_map(node):
+    """Whether a node's map is smaller than the one before it, but not pooled away."""
+    if not node.window or node.operation == "pad" or pools_all(node):
         return False
-    before, after = node.sources[0].size, node.size
-    return after[0] < before[0] or after[1] < before[1]
+    before = node.sources[0]
+    while before.operation == "pad":
+        before = before.sources[0]
+    if pools_an_axis(node) or max(before.size) == 1:
+        return False
+    return node.size[0] < before.size[0] or node.size[1] < before.size[1]
 
 
 def is_depthwise(node):
     """Whether a convolution filters each channel by itself."""
-    return node.operation == "conv2d" and node.weight[1] == 1 and node.groups > 1
+    return is_convolution(node) and node.weight[1] == 1 and node.groups > 1
 
 
 def is_separable(node, nodes):
-    """Whether a depthwise convolution is read, through norms and such, by a 1x1 one."""
+    """Whether a depthwise layer is read, through norms and such, by one of single pixels.
+
+    That is a 1x1 convolution, or a linear layer over the channels.
+    """
     if not is_depthwise(node) or not is_larger(node):
         return False
     readers = [node]
     for later in nodes[nodes.index(node) + 1 :]:
         if any(source in readers for source in later.sources):
-            if later.operation == "conv2d":
-                if later.window.kernel == (1, 1) and later.groups == 1:
+            if later.weight:
+                if later.learns and not is_larger(later) and later.groups == 1:
                     return True
             elif later.window is None:
                 readers.append(later)
     return False
+
+
+def names_of(net, nodes):
+    """The rows or layers of nodes, each once."""
+    found = dict.fromkeys(name_of(net, node) for node in nodes)
+    return ", ".join(found) or "none"
+
+
+def print_note_on_scores(nodes):
+    """Print a note where a network gives probabilities, which the loss makes of scores."""
+    last = nodes[-1].operation
+    if last in ("softmax", "sigmoid"):
+        print(f"note      it ends in {last}, which the loss does itself: leave it out")
 
 
 def print_checklist(rules):

@@ -39,6 +39,7 @@ from checkpoint import (
     start_from,
 )
 from dataset import (
+    DATA_DIR,
     DATASET_HELP,
     DATASETS,
     HOLE,
@@ -91,7 +92,7 @@ RATE, FRACTION = number(float, 0), number(float, 0, 1)
 # fmt: off
 def add_data_options(add):
     add("--dataset", choices=DATASETS, help=DATASET_HELP)
-    add("--data-dir", default="data", help="folder they are in, or are downloaded to")
+    add("--data-dir", default=DATA_DIR, help="folder they are in, or are downloaded to")
     add("--val-size", type=NATURAL, default=0, metavar="N",
         help="training images held out to choose the best epoch; with 0 the test images do")
     add("-j", "--workers", type=NATURAL,

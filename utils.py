@@ -206,6 +206,13 @@ def times(sizes):
     return "x".join(map(str, sizes))
 
 
+def in_short(sides):
+    """Of height and width: one number where they are equal, "?" where they are None."""
+    if sides is None:
+        return "?"
+    return times(sides if sides[0] != sides[1] else sides[:1])
+
+
 def remove_leftovers(path):
     """Remove the temporary files of a path whose processes have ended."""
     for left in path.parent.glob(glob.escape(path.name) + ".*.tmp"):

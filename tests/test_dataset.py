@@ -5,10 +5,12 @@ import inspect
 import os
 import pickle
 import socket
+import struct
 import sys
 import tarfile
 import time
 import unicodedata
+import zlib
 from collections import Counter
 from hashlib import md5
 from pathlib import Path
@@ -342,16 +344,59 @@ def test_what_is_plainly_there_is_taken(image_folder, tmp_path, monkeypatch):
     assert pick(None, image_folder / "train") == "folder"  # of classes alone
     assert pick(None, image_folder.parent) == "folder"  # a level above
     assert pick("digits", image_folder) == "digits"
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for path in (image_folder / "train").iterdir():
+        (linked / path.name).symlink_to(path)
+    assert pick(None, linked) == "folder"
+    photos = tmp_path / "photos" / "cat"
+    photos.mkdir(parents=True)
+    (photos / "1.HEIC").touch()
+    assert pick(None, photos.parent) == "folder"
+    options = ["--data-dir", str(image_folder)]
+    assert train.parse_arguments(options)[0].dataset == "folder"
     (image_folder / CIFAR10.base_folder).mkdir()
+    with pytest.raises(UserError, match="holds both train/ and CIFAR-10"):
+        pick(None, image_folder)
+    (image_folder / "train").rename(image_folder / "else")
     assert pick(None, image_folder) == "cifar10"
-    assert pick(None, tmp_path / "nothing") == "cifar10"
-    assert (
-        train.parse_arguments(["--data-dir", str(image_folder)])[0].dataset == "cifar10"
+    assert pick(None, "data") == "cifar10"  # to download to
+    with pytest.raises(UserError, match="there is no folder"):
+        pick(None, tmp_path / "a slip")
+
+
+def test_links_that_lead_back_are_left_out(image_folder, call):
+    (image_folder / "train" / "dog" / "again").symlink_to(".")
+    (image_folder / "train" / "dog" / "all").symlink_to("..")
+    _, output, _ = call(dataset.main, "--data-dir", image_folder)
+    assert "dog 48) from" in output
+    assert "skipped 2: 2 link that leads back\n" in output
+
+
+def test_folders_that_are_no_classes_are_told_apart(image_folder, fails, call):
+    """Parts by names of their own; a second folder of a part; one that is none."""
+    other = image_folder / "other"
+    other.mkdir()
+    for part in ("train", "test"):
+        (image_folder / part).rename(other / f"own_{part}")
+    assert "rename those that are parts to train and test" in fails(
+        dataset.main, "--dataset", "folder", "--data-dir", other
     )
-    (image_folder / CIFAR10.base_folder).rmdir()
-    assert (
-        train.parse_arguments(["--data-dir", str(image_folder)])[0].dataset == "folder"
-    )
+    for part in ("train", "test"):
+        (other / f"own_{part}").rename(image_folder / part)
+    (image_folder / "Train").mkdir(exist_ok=True)
+    _, output, _ = call(dataset.main, "--data-dir", image_folder)
+    assert "; other/ is not read" in output
+    if len(list(image_folder.glob("[Tt]rain"))) == 2:  # where case counts
+        assert "; Train/ is not read" in output
+
+
+def test_broken_files_of_both_parts_are_named(image_folder, fails):
+    for part in ("train", "test"):
+        (image_folder / part / "dog" / f"{part}.jpg").write_bytes(b"no image")
+    errors = fails(train.main, "--data-dir", image_folder, "-b", 16)
+    assert "dog/train.jpg" in errors
+    assert "dog/test.jpg" in errors
 
 
 def test_a_folder_without_a_test_part_holds_out_the_same_images(image_folder, call):
@@ -390,7 +435,7 @@ def test_errors_say_which_folder_is_meant(image_folder, fails, monkeypatch):
     assert "there are 96 images" in fails(train.main, *options, image_folder, "-b", 97)
     (image_folder / "test").rename(above / "elsewhere")
     errors = fails(dataset.main, *options, image_folder)
-    assert "holds train, and no test/ or testing/ or val/" in errors
+    assert "holds train, and no test/ or testing/ or test_set/ or val/" in errors
     assert f"--data-dir {image_folder / 'train'} holds a fifth" in errors
 
 
@@ -432,6 +477,66 @@ def test_a_folder_as_competitions_have_it(image_folder, call):
     _, output, _ = call(dataset.main, "--data-dir", image_folder)
     assert "skipped 1: 1 .heic (save them as JPEG)\n" in output
     assert f"from {image_folder / 'valid'}; test/ is not read\n" in output
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_white_is_zero_in_some_tiffs(tmp_path, kind):
+    path = tmp_path / "a.tif"
+    ramp = np.linspace(0, 1, 1024).reshape(32, 32) * (65535 if kind == np.uint16 else 1)
+    Image.fromarray(ramp.astype(kind)).save(path)
+    black_is_zero = struct.pack("<HHIH", 262, 3, 1, 1)  # PhotometricInterpretation
+    data = path.read_bytes()
+    assert data.count(black_is_zero) == 1
+    positive = read_image(path)
+    path.write_bytes(data.replace(black_is_zero, struct.pack("<HHIH", 262, 3, 1, 0)))
+    assert np.array_equal(read_image(path), 255 - positive)
+
+
+def test_sixteen_bits_that_a_viewer_shows_black_are_refused(tmp_path):
+    ramp = np.linspace(0, 1, 1600).reshape(40, 40, 1).repeat(3, 2)
+    for suffix in (".png", ".tif", ".ppm"):
+        path = tmp_path / f"a{suffix}"
+        cv2.imwrite(str(path), (ramp * 4095).astype(np.uint16))
+        assert "few of their 16 bits" in refusal(path)
+        cv2.imwrite(str(path), (ramp * 65535).astype(np.uint16))
+        assert read_image(path).max() > 250
+
+
+def test_orientation_is_read_among_damaged_data(tmp_path):
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[:20] = 255
+    width = struct.pack("<HHI4s", 0x100, 2, 4, b"abc")  # a text, and no width
+    orientation = struct.pack("<HHIHxx", 0x112, 3, 1, 6)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + width + orientation + bytes(4)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    turned = read_image(tmp_path / "a.png")[..., 0]  # 90 degrees clockwise
+    assert turned[:, :14].max() == 0
+    assert turned[:, 18:].min() == 255
+
+
+def grey_png(bits, clear):
+    """A picture of the value 1 at this depth, which is, or is not, the transparent one."""
+    size = 16
+    row = {4: b"\x11" * 8, 16: b"\x80\x01" * 16}[bits]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", size, size, bits, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", clear)),
+        (b"IDAT", zlib.compress((b"\0" + row) * size)),
+        (b"IEND", b""),
+    ]
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, content in chunks:
+        check = struct.pack(">I", zlib.crc32(name + content))
+        data += struct.pack(">I", len(content)) + name + content + check
+    return data
+
+
+@pytest.mark.parametrize("bits, clear, other", [(4, 1, 2), (16, 0x8001, 2)])
+def test_transparent_value_of_grey_images(tmp_path, bits, clear, other):
+    (tmp_path / "clear.png").write_bytes(grey_png(bits, clear))
+    (tmp_path / "dark.png").write_bytes(grey_png(bits, other))
+    assert read_image(tmp_path / "clear.png").min() == 255
+    assert read_image(tmp_path / "dark.png").max() <= 128
 
 
 def test_pages_behind_the_first_are_noted(tmp_path):
@@ -517,6 +622,8 @@ def test_transparent_images_are_laid_on_white(tmp_path, mode):
         ((RAMP * 1e6).astype(np.int32), False),
         (RAMP.astype(np.float32), True),
         ((RAMP * 255).astype(np.float32), True),
+        ((RAMP * 1.01).astype(np.float32), False),
+        ((RAMP > 0.5).astype(np.int32), False),  # a mask
         ((RAMP - 0.5).astype(np.float32), False),
         ((RAMP * np.nan).astype(np.float32), False),
     ],
@@ -597,6 +704,9 @@ def test_one_name_of_a_class_written_in_two_ways(tmp_path):
         (lambda x, y, c: (x, y * 0.5, c), "float64"),
         (lambda x, y, c: (x, y, range(10)), "not all texts"),
         (lambda x, y, c: x, "too many values"),
+        (lambda x, y, c: (x, y, ["a"] * 10), "the same name"),
+        (lambda x, y, c: (x, y, c["names"]), "TypeError"),
+        (lambda x, y, c: os.listdir("/nothing there"), "FileNotFoundError"),
     ],
 )
 def test_what_a_function_of_ones_own_returns_is_checked(
@@ -609,6 +719,18 @@ def test_what_a_function_of_ones_own_returns_is_checked(
     errors = fails(dataset.main, "--dataset", "digits")
     assert "load_mine" in errors
     assert message in errors
+
+
+def test_a_function_of_ones_own_may_return_a_view(monkeypatch):
+    """Such as an array in the opposite order, which torch does not take."""
+
+    def load_mine(data_dir, train):
+        images, labels, classes = dataset.load_digits(data_dir, train)
+        return images[::-1], labels[::-1], classes
+
+    images, _, _ = load("digits", "data", True)
+    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"]._replace(load=load_mine))
+    assert torch.equal(load("digits", "data", True)[0].flip(0), images)
 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch):
