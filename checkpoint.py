@@ -17,8 +17,8 @@ import torch
 
 import utils
 from machine import is_restart, run_id
-from model import ARCHS, Net, try_out
-from utils import UserError, check_regular_file, is_text, line_of, write_file
+from model import ARCHS, Net, place_of, try_out
+from utils import UserError, check_regular_file, is_text, write_file
 
 FORMAT = 2  # of checkpoints; one of another number is refused
 # What a checkpoint holds, and of which type it is. `describe` and `result_of` make it.
@@ -29,7 +29,6 @@ CONTENTS = {
     "args.dataset": str,
     "args.downsample": str,
     "args.epochs": int,
-    "args.norm": str,
     "args.seed": int,
     "net": dict,  # the `Net.config`
     "net.arch": str,
@@ -146,12 +145,61 @@ def restore(checkpoint, name="the checkpoint"):
         scores, _ = try_out(net)  # some damage only shows when it runs
         if not scores.isfinite().all():
             raise ValueError("its scores are not finite")
+        saved = checkpoint.get("answers", scores)  # older versions kept none
+        if not is_close(scores, saved):
+            print(
+                f"note      the code of {name} was changed: with the same weights its network "
+                "gives other scores than when it was saved"
+            )
     except Exception as error:  # noqa: BLE001 - of many types, by what is damaged
-        place = "" if is_table else f" ({line_of(error)})"
+        place = "" if is_table else f" ({place_of(error, arch)})"
         raise UserError(
             f"the network of {name}, '{arch}', cannot be built: {error}{place}"
         )
     return net
+
+
+def is_close(scores, others):
+    """Whether scores are those of one network, on machines that round otherwise."""
+    return (scores - others).abs().max() <= 0.01 * others.std()
+
+
+def check_restorable(net):
+    """Raise UserError where a checkpoint of a class of one's own could not be read again.
+
+    Now, since a training that can be neither resumed nor evaluated would be lost.
+    """
+    if net.config["rows"] is not None:
+        return
+    arch, weights = net.config["arch"], net.state_dict()
+    expected, _ = try_out(net)
+    again, _ = try_out(net)
+    try:
+        for name, weight in weights.items():
+            if not isinstance(weight, torch.Tensor):
+                raise TypeError(f"{name} is no tensor")
+            if not weight.isfinite().all():
+                raise ValueError(f"{name} is not finite")
+        with torch.random.fork_rng(devices=[]):  # whose draws are the training's
+            restored = Net(**net.config)
+        check_fit(restored, weights)
+        restored.load_state_dict(weights)
+        found, _ = try_out(restored)
+    except Exception as error:  # noqa: BLE001 - of any type, by what the class does
+        raise UserError(
+            f"no checkpoint of '{arch}' could be read again: {error} "
+            f"({place_of(error, arch)})"
+        )
+    if not is_close(again, expected):
+        print(
+            f"note      '{arch}' gives other scores each time, in evaluation too: dropout "
+            "by a function needs training=self.training"
+        )
+    elif not is_close(found, expected):
+        raise UserError(
+            f"'{arch}' gives other scores when it is built again and has the same weights: "
+            "what __init__ draws has to be a parameter or a buffer"
+        )
 
 
 def check_fit(net, weights):
@@ -233,7 +281,7 @@ class Files:
         self.augmented = out / "augmented.png"
         self.range_test = out / "lr_finder.png"
         self.are_written = world.rank == 0 and not args.dry_run and not args.find_lr
-        self.best_weights = None  # those of best.pt
+        self.best_weights = self.best_answers = None  # those of best.pt
         if self.best == self.last:
             raise UserError("last.pt is the last epoch's: give --ckpt another name")
         if args.find_lr and not args.dry_run:
@@ -286,9 +334,10 @@ class Files:
         weights = training.ema.net.state_dict()
         # Copies, on the CPU, that further training leaves alone.
         weights = {name: weight.cpu().clone() for name, weight in weights.items()}
-        result = result_of(row, history.split, weights)
+        answers = try_out(training.ema.net)[0].float().cpu()
+        result = result_of(row, history.split, weights, answers)
         if history.best is row:
-            self.best_weights = weights
+            self.best_weights, self.best_answers = weights, answers
             save_checkpoint(self.best, run | result)
         utils.write_csv(self.history, history.rows)
         utils.write_json(self.run, run | {"seconds": history.seconds})
@@ -297,15 +346,18 @@ class Files:
         state["history"] = history.rows
         state["seconds"] = history.seconds
         state["best_weights"] = self.best_weights
+        state["best_answers"] = self.best_answers
         state["run_id"] = run_id()
         save_checkpoint(self.last, run | result | {"resume": state})
 
     def restore(self, checkpoint, run, history):
         """Write what a last.pt keeps of the other files, as they may have been parted."""
         self.best_weights = checkpoint["resume"]["best_weights"]
+        self.best_answers = checkpoint["resume"].get("best_answers")
         if not self.are_written:
             return
-        result = result_of(history.best, history.split, self.best_weights)
+        best = (self.best_weights, self.best_answers)
+        result = result_of(history.best, history.split, *best)
         save_checkpoint(self.best, run | result)
         utils.write_csv(self.history, history.rows)
         utils.write_json(self.run, run | {"seconds": history.seconds})
@@ -313,13 +365,18 @@ class Files:
             save_checkpoint(self.last, checkpoint | run)
 
 
-def result_of(row, split, weights):
-    """What a checkpoint holds of an epoch: `row` is that of the history."""
-    return {
+def result_of(row, split, weights, answers):
+    """What a checkpoint holds of an epoch: `row` is that of the history.
+
+    `answers` are the network's scores of the images of `try_out`, by which it is known that
+    its code still does the same; of older versions None.
+    """
+    result = {
         "epoch": row["epoch"],
         "accuracy": row[f"{split}_accuracy"],
         "weights": weights,
     }
+    return result if answers is None else result | {"answers": answers}
 
 
 def describe(options, images, net, device, dtype, compiled, world):

@@ -55,10 +55,11 @@ class EMA:
         self.net = copy.deepcopy(net)
         self.updates = 0
         self.average = get_ema_multi_avg_fn(decay)
-        # Pairs of tensors: the average's, and the network's.
+        # Pairs of places: the average's, and the network's.
         self.floats, self.counters = [], []
-        for pair in zip(tensors_of(self.net), tensors_of(net), strict=True):
-            if pair[0].is_floating_point():
+        for pair in zip(places_of(self.net), places_of(net), strict=True):
+            tensors, name = pair[0]
+            if tensors[name].is_floating_point():
                 self.floats.append(pair)
             else:
                 self.counters.append(pair)
@@ -67,17 +68,34 @@ class EMA:
     def update(self):
         """Average over the network's weights as they are now; the first time take them."""
         copied = self.counters if self.updates else self.counters + self.floats
-        for averaged, current in copied:
+        for averaged, current in tensors_at(copied):
             averaged.copy_(current)
         if self.updates:
-            averaged, current = zip(*self.floats)
+            averaged, current = zip(*tensors_at(self.floats))
             self.average(averaged, current, None)
         self.updates += 1
 
 
-def tensors_of(net):
-    """All parameters and buffers of a network."""
-    return [*net.parameters(), *net.buffers()]
+def places_of(net):
+    """Where the parameters and buffers of a network are, each as (dictionary, name).
+
+    Some layers put new tensors in the place of their buffers, so that these are looked up
+    each time.
+    """
+    places, seen = [], set()
+    for kind in ("_parameters", "_buffers"):
+        for module in net.modules():
+            tensors = getattr(module, kind)
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    places.append((tensors, name))
+    return places
+
+
+def tensors_at(pairs):
+    """The two tensors of each pair of places."""
+    return [(ours[ours_name], net[name]) for (ours, ours_name), (net, name) in pairs]
 
 
 class Training:
@@ -117,14 +135,17 @@ class Training:
         return self.optimizers[0].param_groups[0]["lr"]
 
     def start_epoch(self):
-        """Set the network to training, but for layers whose weights are all frozen.
+        """Set the network to training, but for the layers that --freeze leaves as they are.
 
-        These keep their running statistics as well.
+        These keep their running statistics as well. What a class of one's own has frozen by
+        itself is its own affair.
         """
         self.net.train()
+        if not self.args.freeze:
+            return
         for module in self.net.modules():
-            weights = list(module.parameters())
-            if weights and not any(weight.requires_grad for weight in weights):
+            tensors = [*module.parameters(), *module.buffers()]
+            if tensors and not any(tensor.requires_grad for tensor in tensors):
                 module.eval()
 
     def step(self, images, labels):

@@ -42,7 +42,7 @@ from machine import (
 )
 from model import title_of
 from plots import most_confident, plot_confusion, plot_images, plot_mistakes, show
-from receptive_field import trace
+from receptive_field import gives_map, keeps_axes, trace
 from rules import checklist, print_checklist
 from utils import Parser, UserError, check_writable, printable, run, write_json
 
@@ -178,7 +178,11 @@ def print_classified(results):
 
 
 class MapRecorder(TorchFunctionMode):
-    """Keeps every feature map (N, C, H, W) that is computed while it is on, in order."""
+    """Keeps every feature map (N, C, H, W) that is computed while it is on, in order.
+
+    That is what a function of such maps gives, a convolution, say, and what is computed from
+    one element by element. Other tensors with four axes may have them in another order.
+    """
 
     def __init__(self):
         super().__init__()
@@ -188,7 +192,9 @@ class MapRecorder(TorchFunctionMode):
         result = function(*args, **(kwargs or {}))
         is_map = isinstance(result, torch.Tensor) and result.ndim == 4
         if is_map and result.requires_grad and max(result.shape[2:]) > 1:
-            self.maps.append(result)
+            from_map = any(one is known for one in args for known in self.maps)
+            if gives_map(function) or (from_map and keeps_axes(function)):
+                self.maps.append(result)
         return result
 
 
@@ -209,9 +215,13 @@ def grad_cam(net, images, targets):
         scores = net(pixels.requires_grad_())
     score = scores.gather(1, targets.to(device)[:, None]).sum()
     for features in reversed(recorder.maps):
-        (gradient,) = torch.autograd.grad(
-            score, features, retain_graph=True, allow_unused=True
-        )
+        try:
+            (gradient,) = torch.autograd.grad(
+                score, features, retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:  # of what recomputes its maps, say
+            print(f"note      no Grad-CAM: {str(error).splitlines()[0]}")
+            break
         if gradient is not None:
             weights = gradient.mean((2, 3), keepdim=True)
             maps = F.relu((weights * features).sum(1)).detach().cpu()

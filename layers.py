@@ -313,6 +313,15 @@ def mirror_kernels(layer):
             module.is_mirrored = True
 
 
+def saved_by_mirroring(net):
+    """How many parameters more a network would have without mirrored kernels."""
+    saved = 0
+    for module in net.modules():
+        if isinstance(module, Conv) and module.is_mirrored:
+            saved += module.weight.numel()
+    return saved
+
+
 def has_foreign_kernels(layer):
     """Whether a row has kernels that cannot be mirrored, those of gates left out."""
     of_gates = set()

@@ -12,10 +12,12 @@ import copy
 import inspect
 import math
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from layers import (
     KEEPS_CHANNELS,
@@ -51,13 +53,30 @@ from utils import (
     times,
 )
 
+TRIED = 16  # images that a new network is tried with: some norms part a batch evenly
 CLASSES = "classes"  # as a row's channels: as many as the data set has
+# --kernels: half of each layer's are the mirror images of the other half, or all are free.
+KERNELS = ("mirrored", "free")
+
+
+class BadScores(Exception):
+    """What a network returns is not a score for each class and image."""
+
+
+class Arch(NamedTuple):
+    """A table of ARCHS, and what it wants where no option says otherwise."""
+
+    rows: list
+    kernels: str = "free"  # one of KERNELS
+    dropout: float = 0.0
+
 
 # fmt: off
+# The networks by name: a list of rows, an `Arch` of them, or a class of one's own.
 ARCHS = {
     # Plain kernels, since a CPU does more of their multiply-adds a second than of separable
     # ones; most of the weights at 8x8, where an image costs little.
-    "default": [
+    "default": Arch([
         #   name      channels k  s  d  p  kind
         Row("c1.conv",    48,  3, 1, 1, 1, "plain"),
         Row("c1.down",    88,  3, 2, 2, 2, "plain"),      # 32x32 -> 16x16
@@ -69,9 +88,9 @@ ARCHS = {
         Row("c4.conv",   160,  3, 1, 1, 1, "separable"),
         Row("o.gap",       0,  0, 0, 0, 0, "gap"),
         Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
-    ],
+    ], kernels="mirrored"),
     # For a long training: most of the work at 32x32, where a weight is used 1,024 times.
-    "record": [
+    "record": Arch([
         Row("c1.conv",    48,  3, 1, 1, 1, "plain"),
         Row("c1.conv2",   48,  3, 1, 1, 1, "residual"),
         Row("c1.conv3",   48,  3, 1, 1, 1, "residual"),
@@ -85,9 +104,9 @@ ARCHS = {
         Row("c4.conv",   144,  3, 1, 1, 1, "separable"),
         Row("o.gap",       0,  0, 0, 0, 0, "gap"),
         Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
-    ],
+    ], kernels="mirrored"),
     # The network published for this assignment in the course EVA8.
-    "reference": [
+    "reference": Arch([
         Row("c1.conv",    64,  3, 1, 1, 1, "separable"),
         Row("c1.down",   128,  3, 2, 2, 2, "separable"),  # 32x32 -> 16x16
         Row("t1.conv",    64,  1, 1, 1, 0, "separable"),
@@ -100,7 +119,7 @@ ARCHS = {
         Row("c4.conv",   128,  3, 1, 1, 1, "separable"),
         Row("o.gap",       0,  0, 0, 0, 0, "gap"),
         Row("o.conv", CLASSES, 1, 1, 1, 0, "separable"),
-    ],
+    ], dropout=0.05),
 }
 # --downsample: the rows it changes, each with its new (stride, dilation, padding).
 DOWNSAMPLE = {
@@ -119,10 +138,14 @@ DOWNSAMPLE = {
     },
 }
 # fmt: on
-# --kernels: half of each layer's are the mirror images of the other half, or all are free.
-KERNELS = ("mirrored", "free")
-FREE = {"reference"}  # the tables that want all their kernels free by default
-DROPOUT = {"reference": 0.05}  # the tables that want another default than 0
+
+
+def table_of(arch):
+    """The `Arch` of a name, or None where it names a class of one's own."""
+    entry = ARCHS[arch]
+    if callable(entry):
+        return None
+    return entry if isinstance(entry, Arch) else Arch(entry)
 
 
 class TableNet(nn.Module):
@@ -173,26 +196,26 @@ class TableNet(nn.Module):
 def make_own(make, classes, norm, dropout):
     """Call a class of one's own with those of the options that its signature names.
 
-    A `dropout` of None is not passed on: the default of the class holds.
+    A `norm` or `dropout` of None is not passed on: the default of the class holds.
     """
-    options = {"classes": classes, "norm": norm, "dropout": dropout}
-    if dropout is None:
-        del options["dropout"]
+    options = {"classes": classes, "num_classes": classes}  # under either name
+    options |= {"norm": norm, "dropout": dropout}
     named = inspect.signature(make).parameters
-    return make(**{name: value for name, value in options.items() if name in named})
+    given = {}
+    for name, value in options.items():
+        if name in named and value is not None:
+            given[name] = value
+    return make(**given)
 
 
-def check_options(make, arch, downsample, norm, dropout, kernels):
-    """Raise UserError for an option that a class of one's own would not heed.
-
-    `make` is the class, `arch` its name.
-    """
-    named = inspect.signature(make).parameters
+def check_options(arch, downsample, norm, dropout, kernels):
+    """Raise UserError for an option that a class of one's own would not heed."""
+    named = inspect.signature(ARCHS[arch]).parameters
     if downsample != "dilated":
         raise UserError(f"--downsample changes rows of a table; '{arch}' is none")
     if kernels == "mirrored":
         raise UserError(f"--kernels mirrored is for tables; '{arch}' is none")
-    if norm != "batch" and "norm" not in named:
+    if norm is not None and "norm" not in named:
         raise UserError(f"'{arch}' takes no norm: leave out --norm")
     if dropout is not None and "dropout" not in named:
         raise UserError(f"'{arch}' takes no dropout: leave out --dropout")
@@ -226,6 +249,10 @@ class Net(nn.Module):
         self.rows = None
         if rows is None:
             self.body = make_own(ARCHS[arch], classes, norm, dropout)
+            if any(map(is_lazy, [*self.body.parameters(), *self.body.buffers()])):
+                with torch.no_grad():  # lazy layers have weights once they have run
+                    self.body.eval()(torch.zeros(2, 3, SIDE, SIDE))
+                self.body.train()
             # A class of one's own may call view(), which channels-last tensors refuse.
             self.layout = torch.contiguous_format
         else:
@@ -237,7 +264,17 @@ class Net(nn.Module):
     def forward(self, images):
         x = (images / 255 - self.mean) / self.std
         x = x.contiguous(memory_format=self.layout)
-        return self.body(x).flatten(1)
+        scores = self.body(x)
+        if not isinstance(scores, torch.Tensor):
+            when = "training" if self.training else "evaluation"
+            kind = type(scores).__name__
+            raise BadScores(f"in {when} it returns a {kind}, not a tensor of scores")
+        if scores.ndim < 2:
+            raise BadScores(
+                f"of {len(images)} images it returns scores of the shape "
+                f"{tuple(scores.shape)}, not ({len(images)}, classes)"
+            )
+        return scores.flatten(1)
 
     def as_written(self):
         """A copy on the CPU that runs as the table says, each convolution in one piece.
@@ -269,29 +306,65 @@ def build(
 
     Raises UserError where it makes no network for 32x32 images.
     """
-    if callable(ARCHS[arch]):
-        check_options(ARCHS[arch], arch, downsample, norm, dropout, kernels)
+    chosen = table_of(arch)
+    if chosen is None:
+        check_options(arch, downsample, norm, dropout, kernels)
         rows, kernels = None, "free"
     else:
         rows = table(arch, downsample)
-        if dropout is None:
-            dropout = DROPOUT.get(arch, 0.0)
-        if kernels is None:
-            kernels = "free" if arch in FREE else "mirrored"
+        norm = norm or "batch"
+        dropout = chosen.dropout if dropout is None else dropout
+        kernels = kernels or chosen.kernels
     try:
         net = Net(arch, rows, classes, norm, dropout, mean, std, kernels)
-        scores, _ = try_out(net)
+        check_scores(net)
     except Exception as error:  # noqa: BLE001 - of any type, by what the class does
-        place = "" if rows else f" ({line_of(error)})"
+        place = "" if rows else f" ({place_of(error, arch)})"
         raise UserError(f"'{arch}' makes no network: {error}{place}")
-    if scores.shape != (2, classes):
-        raise UserError(
-            f"'{arch}' makes no network: its scores of 2 images have the shape "
-            f"{tuple(scores.shape)}, not (2, {classes})"
-        )
     if rows:
         check_rows(net)
     return net
+
+
+def place_of(error, arch):
+    """Where the code of a class of one's own stands that an error comes from."""
+    forward = getattr(ARCHS[arch], "forward", None)
+    if not isinstance(error, BadScores) or forward is None:
+        return line_of(error)
+    code = inspect.unwrap(forward).__code__
+    name = f"{ARCHS[arch].__name__}.forward"
+    return f"{name}, {Path(code.co_filename).name}, line {code.co_firstlineno}"
+
+
+def check_scores(net):
+    """Raise BadScores where a network does not give a score for each class and image.
+
+    It runs as it will: for one image and for several, in training and in evaluation.
+    """
+    copied = copy.deepcopy(net)  # whose statistics may change
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+    ):  # a training's own draws stay
+        for count, in_training in ((2, False), (1, False), (TRIED, True)):
+            scores = copied.train(in_training)(random_images(count))
+            when = f"in {'training' if in_training else 'evaluation'}"
+            wanted = (count, net.config["classes"])
+            if scores.shape != wanted:
+                raise BadScores(
+                    f"its scores of {count} images {when} have the shape "
+                    f"{tuple(scores.shape)}, not {wanted}"
+                )
+            if not scores.isfinite().all():
+                raise BadScores(f"its scores of random images {when} are not finite")
+
+
+def random_images(count, device="cpu"):
+    """Images of noise, always the same, to try out a network: uint8 (N, 3, SIDE, SIDE)."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, 3, SIDE, SIDE)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return images.to(device)
 
 
 def check_rows(net):
@@ -311,8 +384,7 @@ def check_rows(net):
             )
     if as_computed(net.rows, net.config["norm"]) == net.rows:
         return
-    generator = torch.Generator().manual_seed(0)
-    images = 255 * torch.rand(2, 3, SIDE, SIDE, generator=generator)
+    images = random_images(2)
     with torch.no_grad():
         computed, written = (one.eval()(images) for one in (net, net.as_written()))
     net.train()
@@ -326,8 +398,9 @@ def check_rows(net):
 
 def table(arch, downsample):
     """The rows of a table, changed as --downsample says."""
-    rows = {row.name: row for row in ARCHS[arch]}
-    if len(rows) < len(ARCHS[arch]):
+    given = table_of(arch).rows
+    rows = {row.name: row for row in given}
+    if len(rows) < len(given):
         raise UserError(f"two rows of the table '{arch}' have the same name")
     for name, (stride, dilation, padding) in DOWNSAMPLE[downsample].items():
         if name not in rows:
@@ -341,7 +414,7 @@ def table(arch, downsample):
 
 
 def try_out(net):
-    """Scores (2, classes) of two black images, and the layer that gives them.
+    """Scores (2, classes) of two random images, and the layer that gives them.
 
     That layer is the last convolution or linear layer that runs; None where there is none.
     """
@@ -355,9 +428,8 @@ def try_out(net):
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             hooks.append(module.register_forward_hook(note))
     was_training = net.training
-    images = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8, device=net.mean.device)
     with torch.no_grad():
-        scores = net.eval()(images)
+        scores = net.eval()(random_images(2, net.mean.device))
     net.train(was_training)
     for hook in hooks:
         hook.remove()
@@ -544,12 +616,17 @@ def add_network_options(parser):
     probability = number(float, 0, below=1)
     add("--arch", choices=ARCHS, default="default", help="a table or class of model.py")
     add("--downsample", choices=DOWNSAMPLE, default="dilated", help="how maps shrink")
-    add("--norm", choices=NORMS, default="batch", help="normalisation")
+    add(
+        "--norm",
+        choices=NORMS,
+        help="normalisation (default: batch; of a class, its own)",
+    )
     add(
         "--kernels",
         choices=KERNELS,
         help="mirrored: half of the kernels of each layer but the last are the mirror images "
-        "of the others; free: none are (default: mirrored, but for reference and classes)",
+        "of the others; free: none are (default: what ARCHS says; mirrored for default and "
+        "record)",
     )
     add(
         "--dropout",

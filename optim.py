@@ -21,6 +21,11 @@ def make_optimizers(net, head, args):
     `head` is the layer that gives the scores, which Muon leaves to SGD.
     """
     kernels = mixing_kernels(net, head) if args.optimizer == "muon" else []
+    if args.optimizer == "muon" and (count := count_computed(net)):
+        print(
+            f"note      the kernels of {count} layers are computed from other weights "
+            "(parametrizations): SGD trains these, and not Muon"
+        )
     taken = {id(kernel) for kernel in kernels}
     matrices, vectors = [], []
     for weight in net.parameters():
@@ -98,11 +103,19 @@ class AllOrNone:
             optimizer.step()
 
 
+def count_computed(net):
+    """How many layers have a kernel that is no weight by itself."""
+    layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return sum(not isinstance(layer.weight, nn.Parameter) for layer in layers)
+
+
 def mixing_kernels(net, head):
     """The weights that mix channels, of all convolutions and linear layers but `head`."""
     kernels = []
     for module in net.modules():
         if not isinstance(module, (nn.Conv2d, nn.Linear)) or module is head:
+            continue
+        if not isinstance(module.weight, nn.Parameter):
             continue
         is_depthwise = module.weight.shape[1] == 1
         # A layer may be there under two names.
@@ -122,6 +135,9 @@ class Muon(torch.optim.Muon):
 
     def __init__(self, kernels, **settings):
         self.kernels = kernels
+        for kernel in kernels:
+            if not (kernel.is_contiguous() or is_channels_last(kernel)):
+                kernel.data = kernel.data.contiguous()  # of another order, no matrix
         views = [nn.Parameter(as_matrix(kernel.detach())) for kernel in kernels]
         super().__init__(views, **settings)
 
@@ -129,6 +145,10 @@ class Muon(torch.optim.Muon):
         for view, kernel in zip(self.param_groups[0]["params"], self.kernels):
             view.grad = None if kernel.grad is None else as_matrix(kernel.grad)
         return super().step(closure)
+
+
+def is_channels_last(kernel):
+    return kernel.ndim == 4 and kernel.is_contiguous(memory_format=torch.channels_last)
 
 
 def as_matrix(kernel):

@@ -13,6 +13,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from rules import AVERAGES, FIELD_TO_EXCEED
 from utils import in_short, times, write_file
 
+DRAWN = 25  # layers in a row of the picture of a network
 COUNTED = 30  # classes at most whose confusions are shown as counts
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
 
@@ -222,38 +223,59 @@ def plot_range_test(rates, losses, smooth, suggested, path):
 
 
 def plot_network(lines, title, path):
-    """Draw the `model.Line`s of a network: each one's map, and below it its receptive field."""
-    width = max(6, 0.6 + 0.95 * len(lines))  # inches
-    figure = Figure(figsize=(width, 5), layout="constrained")
+    """Draw the `model.Line`s of a network: each one's map, and below it its receptive field.
+
+    Of many layers there are several rows.
+    """
+    rows = [lines[start : start + DRAWN] for start in range(0, len(lines), DRAWN)]
+    size = (max(6, 0.6 + 0.95 * len(rows[0])), 5 * len(rows))  # inches
+    figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title)
-    maps, fields = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    axes = figure.subplots(2 * len(rows), 1, height_ratios=(3, 2) * len(rows))
     blocks = list(dict.fromkeys(line.name.partition(".")[0] for line in lines))
     largest = max(max(line.shape[1:], default=1) for line in lines)
-    for place, line in enumerate(lines):
-        block = blocks.index(line.name.partition(".")[0])
-        colour = f"C{block % 10}"
-        height = max(line.shape[1:], default=1)
-        maps.bar(place, height, 0.8, -height / 2, color=colour)
-        above = largest / 2 + 2
-        maps.text(place, above, drawn_kind(line), ha="center", va="bottom", fontsize=9)
-        below = f"{times(line.shape[1:]) or '1x1'}\n{line.shape[0]} channels"
-        maps.text(place, -above, below, ha="center", va="top", fontsize=8)
-        if line.receptive_field:
-            bar = fields.bar(place, min(line.receptive_field), 0.8, color=colour)
-            fields.bar_label(bar, fontsize=9)
-    maps.set(ylim=(-0.9 * largest, 1.1 * largest), yticks=[], ylabel="map")
-    maps.tick_params("x", length=0)
-    label = f"to exceed: {FIELD_TO_EXCEED}"
-    fields.axhline(
-        FIELD_TO_EXCEED, color="black", linestyle="--", linewidth=1, label=label
-    )
-    fields.set(ylabel="receptive field (pixels)")
-    fields.set_xticks(range(len(lines)), [line.name for line in lines], fontsize=9)
-    fields.margins(y=0.15)
-    fields.legend(loc="upper left")
-    maps.spines[:].set_visible(False)
-    fields.spines[["top", "right"]].set_visible(False)
+    for row, maps, fields in zip(rows, axes[::2], axes[1::2]):
+        colours = []
+        for line in row:
+            block = blocks.index(line.name.partition(".")[0])
+            colours.append(f"C{block % 10}")
+        draw_maps(row, colours, largest, maps)
+        draw_fields(row, colours, fields)
+        for ax in (maps, fields):
+            ax.set_xlim(-0.6, len(rows[0]) - 0.4)
+    axes[1].legend(loc="upper left")
     save_figure(figure, path)
+
+
+def draw_maps(lines, colours, largest, ax):
+    """Bars as high as the maps; `largest` is the height of the largest of all."""
+    for place, (line, colour) in enumerate(zip(lines, colours)):
+        height = max(line.shape[1:], default=1)
+        ax.bar(place, height, 0.8, -height / 2, color=colour)
+        above = largest / 2 + 2
+        ax.text(place, above, drawn_kind(line), ha="center", va="bottom", fontsize=9)
+        below = f"{times(line.shape[1:]) or '1x1'}\n{line.shape[0]} channels"
+        ax.text(place, -above, below, ha="center", va="top", fontsize=8)
+    ax.set(ylim=(-0.9 * largest, 1.1 * largest), xticks=[], yticks=[], ylabel="map")
+    ax.spines[:].set_visible(False)
+
+
+def draw_fields(lines, colours, ax):
+    """Bars as high as the receptive fields, where these are known."""
+    for place, (line, colour) in enumerate(zip(lines, colours)):
+        if line.receptive_field:
+            bar = ax.bar(place, min(line.receptive_field), 0.8, color=colour)
+            ax.bar_label(bar, fontsize=9)
+    label = f"to exceed: {FIELD_TO_EXCEED}"
+    ax.axhline(FIELD_TO_EXCEED, color="black", linestyle="--", linewidth=1, label=label)
+    ax.set(ylabel="receptive field (pixels)")
+    names = [line.name for line in lines]
+    ax.set_xticks(range(len(names)), names, fontsize=9)
+    if max(map(len, names)) > 10:  # or they would lie one over another
+        for name in ax.get_xticklabels():
+            name.set(rotation=40, ha="right", rotation_mode="anchor")
+    ax.margins(y=0.15)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def drawn_kind(line):

@@ -493,6 +493,16 @@ def shared_places(call, prepare):
     return first
 
 
+def gives_map(function):
+    """Whether a function takes (N, C, H, W) for its axes, and gives such a map."""
+    return HANDLERS.get(function, (None, None))[1] in OF_MAPS
+
+
+def keeps_axes(function):
+    """Whether the elements of a function's result are where those of its argument are."""
+    return HANDLERS.get(function, (None, None))[1] in (pointwise, normalise)
+
+
 # Statistics are left out of a receptive field, as is usual.
 @handles("batch_norm instance_norm group_norm layer_norm rms_norm")
 def normalise(call, input, *args, **kwargs):
@@ -648,3 +658,6 @@ def join(call, tensors, dim=0, axis=None):
         return place.narrow(dim, 0, 1)
 
     return [place.expand(shape) for place in shared_places(call, in_a_slice)]
+
+
+OF_MAPS = (convolve, avg_pool, max_pool, pool_to_size)

@@ -14,6 +14,7 @@ curves, a picture of the augmentation and run.json to the folder --out.
 import argparse
 import math
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -30,6 +31,7 @@ import utils
 from checkpoint import (
     Files,
     History,
+    check_restorable,
     check_resumable,
     describe,
     go_on,
@@ -56,6 +58,7 @@ from dataset import (
 )
 from engine import STEPS, Training, find_lr, train_one_epoch
 from evaluate import measure, predict
+from layers import saved_by_mirroring
 from machine import (
     ALONE,
     add_device_options,
@@ -71,11 +74,18 @@ from machine import (
     warn_of_unsafe_layers,
     warn_of_unused_gpu,
 )
-from model import add_network_options, build, title_of, try_out
+from model import ARCHS, add_network_options, build, title_of, try_out
 from optim import DEFAULTS, SCHEDULES, in_words
 from plots import plot_curves, plot_range_test, show
 from receptive_field import trace
-from rules import GOAL, PARAMETERS, RECEPTIVE_FIELD, checklist, print_broken_rules
+from rules import (
+    GOAL,
+    PARAMETERS,
+    RECEPTIVE_FIELD,
+    checklist,
+    print_broken_rules,
+    print_note_on_scores,
+)
 from utils import OwnError, Parser, UserError, is_text, number
 
 # The options, each with its type, its default and what it does. A checkpoint keeps those
@@ -288,6 +298,8 @@ def complete(args):
     for name, value in DEFAULTS[args.optimizer].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.norm is None and not callable(ARCHS.get(args.arch)):
+        args.norm = "batch"  # a class may have another default
     if args.step_epochs is None:
         args.step_epochs = max(1, args.epochs // 3)
 
@@ -338,7 +350,8 @@ def train(args, resumed, images, files, device, world=ALONE):
     teachers = load_teachers(args.teacher, images.classes, device)
     steps = args.epochs * len(loader)
     training = Training(net, head, args, steps, dtype, world, teachers)
-    rules = checklist(net, trace(net))
+    nodes = trace(net)
+    rules = checklist(net, nodes)
 
     batch = data[0, world.shard(range(args.batch_size))]
     count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
@@ -346,7 +359,10 @@ def train(args, resumed, images, files, device, world=ALONE):
     options = kept_options(args)
     run = describe(options, images, net, device, dtype, compiled, world)
     title = title_of(net.config, args.downsample)
-    print_header(args, title, rules, run["made_with"], in_words(training.optimizers))
+    saved = saved_by_mirroring(net)
+    shown = f"{title} ({saved:,} parameters saved)" if saved else title
+    print_header(args, shown, rules, run["made_with"], in_words(training.optimizers))
+    print_note_on_scores(nodes)
     warn_of_unused_gpu(device)
     warn_of_unsafe_layers(net, device, dtype)
     if args.find_lr:
@@ -405,10 +421,17 @@ def load_images(args, world):
 
 def set_seed(args):
     """Seed the weights; each epoch is seeded by itself, so that resuming is exact."""
-    torch.manual_seed(args.seed)
+    seed_all(args.seed)
     if args.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
         torch.use_deterministic_algorithms(True)
+
+
+def seed_all(seed):
+    """Seed all generators that a network may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def make_loader(images, args, device, world):
@@ -444,6 +467,8 @@ def make_network(args, resumed, images, device, world):
             std=images.std,
             kernels=args.kernels,
         )
+    if not resumed:
+        check_restorable(net)
     _, head = try_out(net)
     if args.freeze:
         if head is None:
@@ -502,7 +527,7 @@ def train_epochs(training, loader, images, history, run, files):
             start, lr = time.perf_counter(), training.lr
             # Dropout draws from torch's generator: for each epoch alone, as all else.
             seed = np.random.SeedSequence((args.seed, epoch, world.rank))
-            torch.manual_seed(int(seed.generate_state(1)[0]))
+            seed_all(int(seed.generate_state(1)[0]))
             train_metrics = train_one_epoch(training, loader, epoch)
             world.broadcast_buffers(training.net, averaged)
             scores = predict(

@@ -6,7 +6,7 @@ Importing this adds them to ARCHS: "small", a table, and "own", a class as in a 
 import torch.nn.functional as F
 from torch import nn
 
-from model import ARCHS, CLASSES, Row
+from model import ARCHS, CLASSES, Arch, Row
 
 SMALL = [
     Row("c1.conv",     8,  3, 1, 1, 1, "plain"),
@@ -52,5 +52,5 @@ class OwnNet(nn.Module):
         return F.log_softmax(self.fc(x), dim=1)
 
 
-ARCHS["small"] = SMALL
+ARCHS["small"] = Arch(SMALL, kernels="mirrored")
 ARCHS["own"] = OwnNet

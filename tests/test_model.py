@@ -361,8 +361,8 @@ def test_kernels_that_cannot_be_mirrored_are_refused(monkeypatch):
     with pytest.raises(
         UserError, match=r"row c2.conv: .* no mirrored kernels: take Conv"
     ):
-        build("edited", "dilated", "batch", None)
-    build("edited", "dilated", "batch", None, kernels="free")
+        build("edited", "dilated", "batch", None, kernels="mirrored")
+    build("edited", "dilated", "batch", None)
 
 
 def test_an_edit_of_a_kind_that_looks_beyond_its_pixels_is_noticed(call, monkeypatch):
@@ -521,10 +521,10 @@ def test_a_class_gets_the_options_that_it_names(monkeypatch, fails):
 
     monkeypatch.setitem(ARCHS, "plain", Plain)
     monkeypatch.setitem(ARCHS, "named", Named)
-    build("plain", "dilated", "batch", None)
-    build("named", "dilated", "batch", None, classes=3)
+    build("plain", "dilated", None, None)
+    build("named", "dilated", None, None, classes=3)
     assert seen == {"classes": 3, "dropout": 0.7}
-    build("named", "dilated", "batch", 0.2, classes=3)
+    build("named", "dilated", None, 0.2, classes=3)
     assert seen["dropout"] == 0.2
     assert "takes no norm" in fails(model.main, "--arch", "named", "--norm", "group")
     assert "no dropout" in fails(model.main, "--arch", "plain", "--dropout", "0.1")
@@ -579,7 +579,7 @@ def test_a_class_may_call_view():
 
     ARCHS["flat"] = Flat
     try:
-        net = build("flat", "dilated", "batch", None)
+        net = build("flat", "dilated", None, None)
         images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         assert net(images).shape == (4, 10)
     except UserError as error:

@@ -68,8 +68,10 @@ def test_groups_of_weights_of_a_class():
     assert matrices == ["deep.0.weight", "fc.weight"]
 
 
+@pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("optimizer", optim.DEFAULTS)
-def test_frozen_weights_are_left_alone(optimizer):
+def test_frozen_weights_are_left_alone(optimizer, freeze):
+    """Statistics as well with --freeze; a class of one's own may want them to move."""
     net = build("own", "dilated", "batch", None)
     net.body.stem.weight.requires_grad_(False)
     net.body.bn1.requires_grad_(False)
@@ -82,12 +84,15 @@ def test_frozen_weights_are_left_alone(optimizer):
     assert id(net.body.stem.weight) not in stepped
     assert id(net.body.bn1.weight) not in stepped
     assert id(net.body.fc.weight) in stepped
+    own.args.freeze = freeze
     own.start_epoch()
     own.step(IMAGES, LABELS)
     for name, value in net.state_dict().items():
-        if name == "body.stem.weight" or name.startswith("body.bn1"):
+        if name in ("body.stem.weight", "body.bn1.weight"):
             assert torch.equal(value, before[name]), name
-    for name in ("body.fc.weight", "body.last.weight", "body.stem.bias"):
+        if name == "body.bn1.running_mean":
+            assert torch.equal(value, before[name]) == freeze
+    for name in ("body.fc.weight", "body.last.weight", "body.shrink1.weight"):
         assert not torch.equal(net.state_dict()[name], before[name]), name
 
 

@@ -465,12 +465,12 @@ def test_continue_refuses_another_training(stopped, monkeypatch):
     before = (stopped / "last.pt").read_bytes()
     with pytest.raises(UserError, match=r"another training \(epochs 3 and not 4\)"):
         train_here(stopped, *options, 4)
-    rows = ARCHS["small"]
-    edited = [rows[0]._replace(channels=24), *rows[1:]]
-    monkeypatch.setitem(ARCHS, "small", edited)
+    small = ARCHS["small"]
+    edited = [small.rows[0]._replace(channels=24), *small.rows[1:]]
+    monkeypatch.setitem(ARCHS, "small", small._replace(rows=edited))
     with pytest.raises(UserError, match="its network was edited"):
         train_here(stopped, *options, 3)
-    monkeypatch.setitem(ARCHS, "small", rows)
+    monkeypatch.setitem(ARCHS, "small", small)
     # As --init from a file that was replaced would change it.
     monkeypatch.setattr(train, "mean_and_std", lambda _: ([0.1] * 3, [0.2] * 3))
     with pytest.raises(UserError, match="its network was edited"):

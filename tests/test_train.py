@@ -271,7 +271,7 @@ def test_unusable_checkpoints(fails, trained, tmp_path):
     checkpoint = load_checkpoint(folder / "best.pt")
     save_checkpoint(broken, {**checkpoint, "weights": {}})
     assert "cannot be built" in fails(evaluate.main, "--ckpt", broken)
-    assert "cannot read" in fails(evaluate.main, "--ckpt", tmp_path)
+    assert "is a folder" in fails(evaluate.main, "--ckpt", tmp_path)
 
 
 def test_checkpoint_of_other_classes(fails, trained, image_folder):

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train
 import utils
-from model import ARCHS, CLASSES, Row
+from model import ARCHS, CLASSES, Arch, Row
 
 ROWS = [
     Row("c1.conv",    64,  3, 1, 1, 1, "plain"),
@@ -31,7 +31,7 @@ ROWS = [
 
 
 def main(argv=None):
-    ARCHS["teacher"] = ROWS
+    ARCHS["teacher"] = Arch(ROWS, kernels="mirrored")
     given = sys.argv[1:] if argv is None else argv
     return train.main(["--arch=teacher", *given])
 
