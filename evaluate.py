@@ -49,7 +49,7 @@ from utils import Parser, UserError, check_writable, printable, run, write_json
 PICTURED = 60  # images of --images at most: each takes memory, and all must be readable
 
 
-@torch.inference_mode()
+@torch.no_grad()  # in inference mode, what a layer puts in a buffer's place stays unwritable
 def predict(net, images, device, dtype, mirror=False, batch_size=200, world=ALONE):
     """Scores (N, classes), float32 on the CPU, of uint8 images (N, 32, 32, 3).
 
@@ -157,7 +157,7 @@ def classify(net, paths, classes, device, dtype, mirror, dark_ground, picture):
 
 def plot_classified(net, images, names, predicted, classes, path):
     """A picture of images, each beside the evidence for its predicted class."""
-    maps = overlay(images, grad_cam(net, images, predicted))
+    maps = overlay(images, grad_cam_or_note(net, images, predicted))
     cells = torch.stack([images, maps], 1).flatten(0, 1)
     titles = []
     for name, number in zip(names, predicted):
@@ -219,14 +219,21 @@ def grad_cam(net, images, targets):
             (gradient,) = torch.autograd.grad(
                 score, features, retain_graph=True, allow_unused=True
             )
-        except RuntimeError as error:  # of what recomputes its maps, say
-            print(f"note      no Grad-CAM: {str(error).splitlines()[0]}")
+        except RuntimeError:  # of what recomputes its maps, say
             break
         if gradient is not None:
             weights = gradient.mean((2, 3), keepdim=True)
             maps = F.relu((weights * features).sum(1)).detach().cpu()
             return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
     return torch.zeros(images.shape[:3])
+
+
+def grad_cam_or_note(net, images, targets):
+    """As `grad_cam`; where all is 0, it says so."""
+    maps = grad_cam(net, images, targets)
+    if not maps.any():
+        print("note      no Grad-CAM: no map is known whose gradient says what it does")
+    return maps
 
 
 def overlay(images, maps):
@@ -253,7 +260,7 @@ def plot_evidence(net, images, labels, probabilities, classes, path):
     images, labels, predicted = images[chosen], labels[chosen], predicted[chosen]
     second = likeliest.indices[chosen, 1]
     others = torch.where(predicted == labels, second, labels)
-    for_predicted = overlay(images, grad_cam(net, images, predicted))
+    for_predicted = overlay(images, grad_cam_or_note(net, images, predicted))
     for_others = overlay(images, grad_cam(net, images, others))
     cells = torch.stack([images, for_predicted, for_others], 1).flatten(0, 1)
     titles = []

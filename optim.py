@@ -143,7 +143,10 @@ class Muon(torch.optim.Muon):
 
     def step(self, closure=None):
         for view, kernel in zip(self.param_groups[0]["params"], self.kernels):
-            view.grad = None if kernel.grad is None else as_matrix(kernel.grad)
+            gradient = kernel.grad
+            if gradient is not None and gradient.stride() != kernel.stride():
+                gradient = torch.empty_like(kernel).copy_(gradient)  # in the same order
+            view.grad = None if gradient is None else as_matrix(gradient)
         return super().step(closure)
 
 

@@ -27,6 +27,13 @@ class Rule(NamedTuple):
     passed: bool | None  # None where it cannot be decided
 
 
+def rule_where(text, value, passed, is_hidden):
+    """A rule that is not decided, but if it passed, where part of a network is not seen."""
+    if is_hidden and not passed:
+        return Rule(text, f"{value} in what is seen of the network", None)
+    return Rule(text, value, passed)
+
+
 def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     """The assignment's rules for a network: a list of `Rule`.
 
@@ -39,19 +46,20 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     dilated = [node for node in nodes if is_dilated(node)]
     is_hidden = any(node.operation in (STOPPED, UNSEEN) for node in nodes)
 
-    def found(layers):
-        return bool(layers) or (None if is_hidden else False)
+    def rule_on_finding(text, layers):
+        return rule_where(text, names_of(net, layers), bool(layers), is_hidden)
 
-    def has_none(layers):
-        return not layers and (None if is_hidden else True)
-
+    if pools:
+        no_pooling = Rule("no max pooling", names_of(net, pools), False)
+    else:
+        no_pooling = rule_where("no max pooling", "none", not is_hidden, is_hidden)
     rules = [
         rule_on_parameters(net, nodes[-1]),
         rule_on_receptive_field(nodes[-1]),
         *rules_on_blocks(net, nodes, is_hidden),
-        Rule("no max pooling", names_of(net, pools), has_none(pools)),
-        Rule("depthwise-separable layer", names_of(net, separable), found(separable)),
-        Rule("dilated layer", names_of(net, dilated), found(dilated)),
+        no_pooling,
+        rule_on_finding("depthwise-separable layer", separable),
+        rule_on_finding("dilated layer", dilated),
         rule_on_the_end(net, nodes[-1], is_hidden),
     ]
     if accuracy is not None:
@@ -120,11 +128,11 @@ def rules_on_blocks(net, nodes, is_hidden):
         counts = [count_blocks(nodes, borders, is_last) for is_last in (True, False)]
         counts = next(filter(all, counts), counts[0])
         in_words = " + ".join(map(str, counts))
-        is_whole = all(counts) or (None if is_hidden else False)
-        rules.append(Rule("four blocks of 3x3 layers", f"{in_words} layers", is_whole))
+        text = "four blocks of 3x3 layers"
+        rules.append(rule_where(text, f"{in_words} layers", all(counts), is_hidden))
     if passed or is_hidden or not is_pooled:
-        passed = passed or (None if is_hidden else False)
-        rules.append(Rule("three shrinking 3x3 layers", value, passed))
+        text = "three shrinking 3x3 layers"
+        rules.append(rule_where(text, value, passed, is_hidden))
     return rules
 
 
@@ -149,8 +157,7 @@ def rule_on_the_end(net, output, is_hidden):
     value = names_of(net, named)
     if passed and not layers:
         value += ", and no layer behind it (that is optional)"
-    passed = passed or (None if is_hidden else False)
-    return Rule("GAP, then 1x1 or linear", value, passed)
+    return rule_where("GAP, then 1x1 or linear", value, passed, is_hidden)
 
 
 def walk_back(output):

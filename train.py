@@ -530,6 +530,7 @@ def train_epochs(training, loader, images, history, run, files):
             seed_all(int(seed.generate_state(1)[0]))
             train_metrics = train_one_epoch(training, loader, epoch)
             world.broadcast_buffers(training.net, averaged)
+            averaged.train()  # some norms sum up their statistics when evaluation begins
             scores = predict(
                 averaged, pictures, training.device, training.dtype, world=world
             )

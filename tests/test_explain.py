@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from nets import OwnNet
 from PIL import Image
 from torch import nn
+from torch.utils import checkpoint
 
 import compare
 import dataset
@@ -20,7 +22,7 @@ import evaluate
 import plots
 import train
 from checkpoint import History, load_checkpoint
-from evaluate import grad_cam, overlay
+from evaluate import grad_cam, grad_cam_or_note, overlay
 
 QUICK = [
     "--dataset",
@@ -86,6 +88,34 @@ def test_grad_cam_is_of_the_last_map_whatever_it_is_called():
     frozen = KnownNet().requires_grad_(False)
     assert torch.allclose(grad_cam(frozen, images, targets), known, atol=1e-6)
     assert grad_cam(OwnNet(), images, targets).shape[0] == 3
+
+
+class Turned(KnownNet):
+    """The same, but the axes of the last map are in another order, as in ConvNeXt."""
+
+    def forward(self, images):
+        x = self.c4(images.float()).permute(0, 2, 3, 1)
+        return self.o[2](F.relu(x + 0).mean((1, 2)))
+
+
+def test_grad_cam_takes_no_other_axes_for_height_and_width():
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    targets = torch.tensor([1, 0])
+    known = grad_cam(KnownNet(), images, targets)
+    assert torch.allclose(grad_cam(Turned(), images, targets), known, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_grad_cam_where_there_are_no_gradients_of_maps(capsys):
+    class Recomputing(KnownNet):
+        def forward(self, images):
+            x = checkpoint.checkpoint(self.c4, images.float(), use_reentrant=True)
+            return self.o(x)
+
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    maps = grad_cam_or_note(Recomputing(), images, torch.tensor([1, 0]))
+    assert not maps.any()
+    assert "note      no Grad-CAM: " in capsys.readouterr().out
 
 
 def test_overlay_is_brighter_where_the_map_is():

@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import OwnNet
 from torch import nn
 
 import engine
 import optim
 from engine import Training
-from model import build, try_out
+from model import ARCHS, build, try_out
 from train import parse_arguments
 
 IMAGES = torch.randint(
@@ -96,6 +97,57 @@ def test_frozen_weights_are_left_alone(optimizer, freeze):
         assert not torch.equal(net.state_dict()[name], before[name]), name
 
 
+class Replacing(nn.BatchNorm2d):
+    """Puts a new tensor in the place of a buffer in each pass, as ghost batch norm does."""
+
+    def forward(self, x):
+        if self.training:
+            mean = x.detach().mean((0, 2, 3))
+            self.running_mean = 0.9 * self.running_mean + 0.1 * mean
+        return (x - self.running_mean.view(1, -1, 1, 1)) / 50
+
+
+class Ghost(OwnNet):
+    def __init__(self, classes=10):
+        super().__init__(classes)
+        self.bn1 = Replacing(8)
+
+
+def test_the_average_follows_buffers_that_are_replaced(monkeypatch):
+    monkeypatch.setitem(ARCHS, "ghost", Ghost)
+    own = start(arch="ghost", net=build("ghost", "dilated", None, None))
+    decay, expected = 1 - 1 / max(1, own.args.ema * 100), None
+    own.start_epoch()
+    for _ in range(3):
+        own.step(IMAGES, LABELS)
+        now = own.net.body.bn1.running_mean
+        expected = now if expected is None else decay * expected + (1 - decay) * now
+        own.ema.net.eval()
+    assert expected.abs().max() > 0
+    assert torch.allclose(own.ema.net.body.bn1.running_mean, expected)
+
+
+def test_kernels_that_are_computed_are_left_to_sgd(capsys, monkeypatch):
+    class Normed(OwnNet):
+        def __init__(self, classes=10):
+            super().__init__(classes)
+            nn.utils.parametrizations.weight_norm(self.last)
+
+    monkeypatch.setitem(ARCHS, "normed", Normed)
+    net = build("normed", "dilated", None, None)
+    own = start(arch="normed", net=net)
+    assert (
+        "kernels of 1 layers are computed from other weights" in capsys.readouterr().out
+    )
+    sgd, _ = own.optimizers
+    trained = names_of(net, sgd.param_groups[0]["params"])
+    before = net.body.last.weight.clone()
+    assert "last.parametrizations.weight.original1" in trained
+    own.start_epoch()
+    own.step(IMAGES, LABELS)
+    assert not torch.equal(net.body.last.weight, before)
+
+
 def test_a_layer_used_twice_is_stepped_once():
     class Twice(nn.Module):
         def __init__(self):
@@ -114,14 +166,27 @@ def test_a_layer_used_twice_is_stepped_once():
     assert [kernel.shape[0] for kernel in kernels] == [8, 8]
 
 
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_muon_makes_steps_of_orthogonal_rows(layout):
+def permuted(kernel):
+    """The same values in an order of its own, as the memory of some checkpoints."""
+    return kernel.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+
+
+LAYOUTS = {
+    "channels last": lambda kernel: kernel.to(memory_format=torch.channels_last),
+    "contiguous": lambda kernel: kernel.contiguous(),
+    "permuted": permuted,
+}
+
+
+@pytest.mark.parametrize("of_kernel", LAYOUTS)
+@pytest.mark.parametrize("of_gradient", LAYOUTS)
+def test_muon_makes_steps_of_orthogonal_rows(of_kernel, of_gradient):
     """Against the definition: a step is a matrix whose singular values are all near 1."""
     torch.manual_seed(0)
-    kernel = torch.nn.Parameter(torch.randn(16, 8, 3, 3).to(memory_format=layout))
+    kernel = torch.nn.Parameter(LAYOUTS[of_kernel](torch.randn(16, 8, 3, 3)))
     before = kernel.detach().clone()
     muon = optim.Muon([kernel], lr=0.5, weight_decay=0.0)
-    kernel.grad = torch.randn(16, 8, 3, 3).to(memory_format=layout)
+    kernel.grad = LAYOUTS[of_gradient](torch.randn(16, 8, 3, 3))
     muon.step()
     step = (kernel.detach() - before) / 0.5
     assert 0.6 < torch.linalg.svdvals(step.flatten(1)).min()

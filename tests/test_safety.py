@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import shlex
 import shutil
@@ -29,6 +30,7 @@ from torch import nn
 from torchvision.datasets import CIFAR10
 
 import evaluate
+import layers
 import train
 from checkpoint import FORMAT, load_checkpoint, restore, save_checkpoint
 from dataset import load, read_image
@@ -494,6 +496,17 @@ def assert_resume_is_exact(tmp_path, *options):
     assert_same_training(whole, stopped)
 
 
+class Drawing(OwnNet):
+    """It draws from Python's generator and from NumPy's, as stochastic depth may."""
+
+    def forward(self, x):
+        if self.training:
+            x = x * random.choice([1, 1.5]) + float(np.random.rand())
+        return super().forward(x)
+
+
+ARCHS["drawing"] = Drawing
+
 # One recipe for each state that a training has to keep.
 RECIPES = {
     "muon cosine": ["--schedule", "cosine"],
@@ -502,6 +515,7 @@ RECIPES = {
     "adamw plateau": ["--optimizer", "adamw", "--lr", "0.003", "--schedule", "plateau"]
     + ["--patience", "0", "--gamma", "0.5"],
     "class of one's own": ["--arch", "own"],
+    "a class that draws numbers": ["--arch", "drawing"],
     "float16": ["--amp", "float16"],
 }
 
@@ -613,6 +627,28 @@ def test_checkpoint_of_a_class_that_has_changed(own, fails, monkeypatch, name):
     assert message in fails(train.main, "--resume", own / "last.pt", "-j", 0)
     init = ["--init", own / "best.pt", *DIGITS]
     assert message in fails(train.main, *init, "-j", 0)
+
+
+def test_code_that_gives_other_scores_is_noticed(own, stopped, call, monkeypatch):
+    """An edit that leaves all weights as they are: of a class, and of what rows become."""
+
+    class Smoother(OwnNet):
+        def forward(self, x):
+            return super().forward(nn.functional.silu(x))
+
+    note = "was changed: with the same weights its network gives other scores"
+    for folder in (own, stopped):
+        checkpoint = folder / "best.pt"
+        assert note not in call(evaluate.main, "--ckpt", checkpoint)[1]
+    monkeypatch.setitem(ARCHS, "own", Smoother)
+    assert note in call(evaluate.main, "--ckpt", own / "best.pt")[1]
+    monkeypatch.setattr(layers.nn, "ReLU", lambda inplace: nn.GELU())
+    assert note in call(evaluate.main, "--ckpt", stopped / "best.pt")[1]
+    assert note in call(train.main, "--resume", stopped / "last.pt", "-j", 0)[1]
+    older = load_checkpoint(stopped / "best.pt")
+    del older["answers"]  # as checkpoints were before
+    save_checkpoint(stopped / "best.pt", older)
+    assert note not in call(evaluate.main, "--ckpt", stopped / "best.pt")[1]
 
 
 def test_checkpoint_of_a_class_that_has_gone(own, fails, monkeypatch):

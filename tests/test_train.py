@@ -8,12 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import pytest
 import torch
 from conftest import ROOT, run_script, run_train
+from nets import OwnNet
 from torch import nn
 
 import compare
@@ -24,8 +26,9 @@ import utils
 from checkpoint import load_checkpoint, restore, save_checkpoint
 from dataset import load
 from machine import World
-from model import ARCHS
+from model import ARCHS, build
 from optim import mixing_kernels
+from rules import count_parameters
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -548,3 +551,124 @@ def test_dry_run_counts_the_images_it_took(call):
     (line,) = [line for line in output.splitlines() if line.startswith("epoch")]
     seconds, rate = re.findall(r"([\d.]+) s  ([\d,]+) images/s", line)[0]
     assert float(rate.replace(",", "")) * float(seconds) < 3 * 32
+
+
+class Squeezing(OwnNet):
+    """Of one image it returns scores without a batch."""
+
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+class Auxiliary(OwnNet):
+    """A second head, in training alone."""
+
+    def forward(self, x):
+        scores = super().forward(x)
+        return (scores, scores) if self.training else scores
+
+
+class Named(OwnNet):
+    def forward(self, x):
+        return {"scores": super().forward(x)}
+
+
+class Masked(OwnNet):
+    """A buffer as attention has it, which no checkpoint may hold."""
+
+    def __init__(self, classes=10):
+        super().__init__(classes)
+        self.register_buffer("mask", torch.tensor([0, -torch.inf]))
+
+
+class Shuffled(OwnNet):
+    """An order that is drawn, and kept nowhere."""
+
+    def __init__(self, classes=10):
+        super().__init__(classes)
+        self.order = torch.randperm(1024)
+
+    def forward(self, x):
+        return super().forward(x.flatten(2)[..., self.order].view(x.shape))
+
+
+class Late(OwnNet):
+    """A layer that is made in the first pass."""
+
+    def forward(self, x):
+        if not hasattr(self, "more"):
+            self.more = nn.Conv2d(3, 3, 1)
+        return super().forward(self.more(x))
+
+
+REFUSED = {
+    Squeezing: "of 1 images it returns scores of the shape (10,)",
+    Auxiliary: "in training it returns a tuple, not a tensor of scores (Auxiliary.forward",
+    Named: "in evaluation it returns a dict, not a tensor of scores (Named.forward",
+    Masked: "body.mask is not finite",
+    Shuffled: "gives other scores when it is built again",
+    Late: "lacks",
+}
+
+
+@pytest.mark.parametrize("own", REFUSED)
+def test_what_evaluation_would_refuse_is_refused_at_once(fails, monkeypatch, own):
+    monkeypatch.setitem(ARCHS, "mine", own)
+    assert REFUSED[own] in fails(train.main, *DIGITS, "--arch", "mine")
+    assert not Path("last.pt").exists()
+
+
+class Lazy(OwnNet):
+    def __init__(self, num_classes=10):  # the other usual name
+        super().__init__(num_classes)
+        self.fc = nn.LazyLinear(num_classes)
+
+
+class Standardised(OwnNet):
+    """Not finite for an image of one colour, of which there is none here."""
+
+    def forward(self, x):
+        return super().forward(x / x.std((1, 2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("own", [Lazy, Standardised])
+def test_a_class_that_is_trained_can_be_evaluated(call, monkeypatch, own):
+    monkeypatch.setitem(ARCHS, "mine", own)
+    assert call(train.main, *DIGITS, "--arch", "mine", "--epochs", 1)[0] == 0
+    assert call(evaluate.main)[0] == 0
+    assert call(compare.main, "results")[0] == 0
+
+
+def test_scores_that_differ_each_time_are_noted(call, monkeypatch):
+    class Dropping(OwnNet):
+        def forward(self, x):
+            return nn.functional.dropout(super().forward(x), 0.5)
+
+    monkeypatch.setitem(ARCHS, "mine", Dropping)
+    _, output, _ = call(train.main, *DIGITS, "--arch", "mine", "--dry-run")
+    assert "gives other scores each time" in output
+
+
+def test_a_class_keeps_its_own_norm(call, monkeypatch):
+    seen = []
+
+    class Grouped(OwnNet):
+        def __init__(self, classes=10, norm="group"):
+            seen.append(norm)
+            super().__init__(classes)
+
+    monkeypatch.setitem(ARCHS, "mine", Grouped)
+    call(train.main, *DIGITS, "--arch", "mine", "--dry-run")
+    assert set(seen) == {"group"}
+    call(train.main, *DIGITS, "--arch", "mine", "--dry-run", "--norm", "layer")
+    assert seen[-1] == "layer"
+
+
+def test_the_header_says_what_mirrored_kernels_save(call, monkeypatch):
+    _, output, _ = call(train.main, *DIGITS, "--arch", "small", "--dry-run")
+    total = count_parameters(build("small", "dilated", "batch", None, kernels="free"))
+    kept = count_parameters(build("small", "dilated", "batch", None))
+    assert f"mirrored kernels ({total - kept:,} parameters saved): {kept:,} " in output
+    monkeypatch.setitem(ARCHS, "listed", ARCHS["small"].rows)  # a list says nothing
+    _, output, _ = call(train.main, *DIGITS, "--arch", "listed", "--dry-run")
+    assert f"free kernels: {total:,} " in output
