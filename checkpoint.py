@@ -8,6 +8,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -49,8 +50,14 @@ STATE = {
     "resume.seconds": list,
     "resume.best_weights": dict,
 }
+# What training and evaluation leave in --out.
+LEFT_IN_OUT = (
+    "history.csv", "run.json", "curves.png", "augmented.png", "confusion_matrix.png",
+    "misclassified.png", "gradcam.png",
+)  # fmt: skip
 # What the `Net.config` of older versions lacks, and what it was then.
-OLDER = {"kernels": "free"}
+OLDER = {"kernels": "free", "activation": "relu"}
+OLDER_OPTIONS = {"peak": 0.3}  # and their options
 
 
 def save_checkpoint(path, checkpoint):
@@ -75,8 +82,10 @@ def load_checkpoint(path, named_by="--ckpt"):
         data.seek(0)
         checkpoint = torch.load(data, map_location="cpu", weights_only=True)
     except FileNotFoundError:
+        others = sorted(map(str, Path("results").glob("*/*.pt")))
+        there = f" (there is {', '.join(others[:5])})" if others else ""
         raise UserError(
-            f"no checkpoint {path}: 'make train' makes one, {named_by} names one"
+            f"no checkpoint {path}: 'make train' makes one, {named_by} names one{there}"
         )
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}")
@@ -331,6 +340,21 @@ class Files:
                     "or give --name"
                 )
 
+    def set_aside(self):
+        """Move the files of an earlier training out of the way, before a new one begins."""
+        left = [self.best, self.last]
+        left += [self.history.parent / name for name in LEFT_IN_OUT]
+        left = [path for path in left if path.is_file()]
+        if not any(path in left for path in (self.best, self.last, self.run)):
+            return
+        number = 1
+        while (folder := self.history.parent / f"earlier-{number}").exists():
+            number += 1
+        folder.mkdir(parents=True)
+        for path in left:
+            shutil.move(path, folder / path.name)
+        print(f"note      the files of the training before are in {folder} now")
+
     def save_epoch(self, run, history, training):
         """Save what the last epoch of the history left; `run` says what made it."""
         row = history.rows[-1]
@@ -424,7 +448,7 @@ def left_behind(files, run, is_continued):
         return None
     checkpoint = load_checkpoint(files.last)
     check_resumable(checkpoint, files.last)
-    given, kept = dict(run["args"]), dict(checkpoint["args"])
+    given, kept = dict(run["args"]), OLDER_OPTIONS | checkpoint["args"]
     # Images and teachers may have moved: their digests say whether they are the same.
     for name in ("data_dir", "teacher"):
         given.pop(name, None)

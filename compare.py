@@ -16,11 +16,18 @@ from matplotlib.ticker import MaxNLocator
 
 from checkpoint import OLDER
 from model import Net
-from plots import save_figure
+from plots import save_figure, what_matters
 from receptive_field import trace
 from rules import GOAL, RECEPTIVE_FIELD, checklist, count_parameters
 from utils import Parser, UserError, check_writable, run
 
+# Options that say something with these schedules alone.
+OF_SCHEDULES = {
+    "step_epochs": {"step"},
+    "gamma": {"step", "plateau"},
+    "patience": {"plateau"},
+    "peak": {"onecycle"},
+}
 PLACES = {"ckpt", "data_dir", "name", "out"}  # options that change no metric
 # Curves that coincide can still be told apart.
 DASHES = ("-", "--", "-.", ":")
@@ -33,30 +40,40 @@ class Run(NamedTuple):
     name: str
     options: dict
     row: dict  # of the table
-    epochs: list
-    accuracies: list  # of the images that chose the best epoch, 0 to 1
+    chosen_on: str  # the images that chose the best epoch, "test" or "val"
+    history: list  # of each epoch its metrics, by name
+
+    @property
+    def accuracies(self):
+        """Those that chose the best epoch, 0 to 1."""
+        return [row[f"{self.chosen_on}_accuracy"] for row in self.history]
 
 
 def read_run(folder):
     """The `Run` of a folder; UserError where it does not hold a whole training."""
     try:
         training = json.loads((folder / "run.json").read_text())
-        column = f"{training['chosen_on']}_accuracy"
-        epochs, accuracies = [], []
+        history = []
         with open(folder / "history.csv", newline="") as file:
-            for row in csv.DictReader(file):
-                epochs.append(int(row["epoch"]))
-                accuracies.append(float(row[column]))
-        reached = [e for e, value in zip(epochs, accuracies) if value >= GOAL]
-        row = {
-            **describe_network(training["net"]),
-            "epochs": f"{len(epochs)}/{training['args']['epochs']}",
-            f"at {GOAL:.0%}": f"{reached[0]}" if reached else "-",
-            "best": f"{max(accuracies):.2%}",
-            "last": f"{accuracies[-1]:.2%}",
-            "s/epoch": f"{sum(training['seconds']) / len(epochs):.1f}",
-        }
-        return Run(folder.name, training["args"], row, epochs, accuracies)
+            for cells in csv.DictReader(file):  # a metric may begin or end on the way
+                history.append(
+                    {key: float(cell) for key, cell in cells.items() if cell}
+                )
+        options, chosen_on = training["args"], training["chosen_on"]
+        run = Run(folder.name, options, {}, chosen_on, history)
+        accuracies = run.accuracies
+        reached = [e for e, value in enumerate(accuracies, 1) if value >= GOAL]
+        run.row.update(
+            {
+                **describe_network(training["net"]),
+                "epochs": f"{len(history)}/{options['epochs']}",
+                f"at {GOAL:.0%}": f"{reached[0]}" if reached else "-",
+                "best": f"{max(accuracies):.2%}",
+                "last": f"{accuracies[-1]:.2%}",
+                "s/epoch": f"{sum(training['seconds']) / len(history):.1f}",
+            }
+        )
+        return run
     except (
         AttributeError,
         LookupError,
@@ -89,10 +106,14 @@ def describe_network(config):
 
 
 def differing(options):
-    """The options in which some of the trainings differ."""
+    """The options in which some of the trainings differ, and which say something."""
     names = set()
     for given in options:
         names.update(given)
+    schedules = {given.get("schedule") for given in options}
+    for name, kinds in OF_SCHEDULES.items():
+        if not schedules & kinds:
+            names.discard(name)
     differ = []
     for name in sorted(names - PLACES):
         if len({str(given.get(name)) for given in options}) > 1:
@@ -128,26 +149,46 @@ def print_spread(runs):
 
 
 def plot(runs, path):
-    """The curve of each training: accuracy by epoch."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    for number, training in enumerate(runs):
-        values = [100 * accuracy for accuracy in training.accuracies]
-        label = f"{training.name}: best {training.row['best']}"
-        axes.plot(
-            training.epochs,
-            values,
-            color=f"C{number % 10}",
-            linestyle=DASHES[number % len(DASHES)],
-            marker=MARKS[number % len(MARKS)],
-            alpha=0.8,
-            label=label,
-        )
-    axes.set(xlabel="epoch", ylabel="accuracy (%)", title="Accuracy of each training")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend()
+    """The curves of each training by epoch: each metric in training, and as evaluated."""
+    metrics = {}
+    for training in runs:
+        for name in training.history[-1]:
+            metrics |= {name.partition("_")[2]: None} if "_" in name else {}
+    size = (5.5 * len(metrics), 8)
+    figure = Figure(figsize=size, layout="constrained")
+    rows = figure.subplots(2, len(metrics), squeeze=False)
+    for metric, column in zip(metrics, rows.T):
+        is_loss = metric.endswith("loss")
+        for axes, is_training in zip(column, (True, False)):
+            for number, training in enumerate(runs):
+                part = "train" if is_training else training.chosen_on
+                draw_curve(axes, training, f"{part}_{metric}", number, is_loss)
+            where = "in training (augmented)" if is_training else "as evaluated"
+            label = metric if is_loss else f"{metric} (%)"
+            axes.set(xlabel="epoch", ylabel=label, title=f"{metric} {where}")
+            if axes.lines:
+                axes.set_ylim(*what_matters(axes.lines, is_loss))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+    figure.legend(*rows[1, 0].get_legend_handles_labels(), loc="outside lower center")
     save_figure(figure, path)
+
+
+def draw_curve(axes, training, name, number, is_loss):
+    """One metric of a training, in the colour of its number, where the training has it."""
+    points = []
+    for row in training.history:
+        if name in row:
+            points.append((row["epoch"], row[name] if is_loss else 100 * row[name]))
+    axes.plot(
+        *(zip(*points) if points else ((), ())),
+        color=f"C{number % 10}",
+        linestyle=DASHES[number % len(DASHES)],
+        marker=MARKS[number % len(MARKS)],
+        markersize=4,
+        alpha=0.8,
+        label=f"{training.name}: best {training.row['best']}",
+    )
 
 
 def main(argv=None):

@@ -99,6 +99,30 @@ def augmentation(mean, mirror, move, hole):
     return transform
 
 
+def check_augmentation(transform, image):
+    """Raise UserError where the steps do not give uint8 images of the same size.
+
+    `image` is one of the training images, uint8 (SIDE, SIDE, 3); each step is applied.
+    """
+    result, names = image, []
+    for step in transform.transforms:
+        names.append(type(step).__name__)
+        try:
+            result = step(image=result, force_apply=True)["image"]
+        except Exception as error:  # noqa: BLE001 - of any type, by what the step does
+            raise UserError(f"augmentation: {names[-1]} fails: {error}")
+        if not isinstance(result, np.ndarray) or result.dtype != np.uint8:
+            raise UserError(
+                f"augmentation: {names[-1]} gives no uint8 image; leave it out: the loader "
+                "makes tensors, and the network normalises"
+            )
+    if result.shape != image.shape:
+        raise UserError(
+            f"augmentation: {', '.join(names)} make {result.shape} of an image "
+            f"{image.shape}: add what brings it back to that size, such as A.RandomCrop"
+        )
+
+
 # Names of the folders of the two parts, in any case; the first that is there is taken.
 PARTS = {
     "train": ("train", "training", "train_set", "training_set"),
@@ -873,7 +897,9 @@ def load_splits(dataset, data_dir, val_size=0, batch_size=1):
 def check_batch(batch_size, count):
     """Raise UserError where there are fewer training images than in a batch."""
     if 0 < count < batch_size:
-        raise UserError(f"--batch-size {batch_size}: there are {count} images")
+        raise UserError(
+            f"--batch-size {batch_size}: there are {count} images; take a smaller one"
+        )
 
 
 def note_oddities(splits):
@@ -933,6 +959,8 @@ class AugmentedImages(Dataset):
         self.start = self.generator.bit_generator.state
         self.python = random.Random()  # albumentations draws from both
         transform.set_random_state(self.generator, self.python)
+        if len(images):
+            check_augmentation(transform, images[0].numpy())
 
     def __len__(self):
         return len(self.images)

@@ -276,7 +276,8 @@ def find_lr(training, loader):
     training.start_epoch()
     factors, losses, smooth = [], [], []
     average = 0.0
-    for step, (images, labels) in zip(range(STEPS), endless(loader)):
+    steps = progress(range(STEPS), "range test")
+    for step, (images, labels) in zip(steps, endless(loader)):
         factors.append(FACTORS[0] * (FACTORS[1] / FACTORS[0]) ** (step / (STEPS - 1)))
         for optimizer, rate in zip(training.optimizers, rates):
             for group in optimizer.param_groups:

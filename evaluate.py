@@ -25,6 +25,7 @@ from dataset import (
     DATASETS,
     NoImage,
     digest,
+    list_part,
     load,
     notes_in_words,
     pick_dataset,
@@ -44,8 +45,18 @@ from model import title_of
 from plots import most_confident, plot_confusion, plot_images, plot_mistakes, show
 from receptive_field import gives_map, keeps_axes, trace
 from rules import checklist, print_checklist
-from utils import Parser, UserError, check_writable, printable, run, write_json
+from utils import (
+    Parser,
+    UserError,
+    check_writable,
+    number,
+    printable,
+    run,
+    write_csv,
+    write_json,
+)
 
+FEWEST = 12, 4  # mistakes in the two pictures, where --mistakes does not say
 PICTURED = 60  # images of --images at most: each takes memory, and all must be readable
 
 
@@ -160,8 +171,8 @@ def plot_classified(net, images, names, predicted, classes, path):
     maps = overlay(images, grad_cam_or_note(net, images, predicted))
     cells = torch.stack([images, maps], 1).flatten(0, 1)
     titles = []
-    for name, number in zip(names, predicted):
-        titles += [printable(name[:12]), f"evidence for\n{classes[number]}"]
+    for name, guess in zip(names, predicted):
+        titles += [printable(name[:12]), f"evidence for\n{classes[guess]}"]
     heading = "Grad-CAM, each map scaled to its own maximum"
     plot_images(cells, titles, 6, path, heading)
 
@@ -198,21 +209,26 @@ class MapRecorder(TorchFunctionMode):
         return result
 
 
-def grad_cam(net, images, targets):
+def grad_cam(net, images, targets, layer=None):
     """How far each place speaks for a class: (N, h, w), its largest value scaled to 1.
 
     `images` are uint8 (N, 32, 32, 3), `targets` (N,) the numbers of the classes. The map
-    is that of the last feature map with height and width on the way to the scores: its
-    channels, weighted by the mean gradient of the class's score, summed, and cut off below
+    is that of the last feature map with height and width on the way to the scores, or of
+    what a `layer` of the network gives: its channels, weighted by the mean gradient of the class's score, summed, and cut off below
     0. Where nothing speaks for the class it is 0 throughout, as it is where there is none.
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
     Localization", ICCV 2017.
     """
     net.eval()
     device = next(net.parameters()).device
+    given = []
+    handle = layer and layer.register_forward_hook(lambda *call: given.append(call[2]))
     with torch.enable_grad(), MapRecorder() as recorder:
         pixels = images.permute(0, 3, 1, 2).to(device, torch.float32)
         scores = net(pixels.requires_grad_())
+    if layer:
+        handle.remove()
+        recorder.maps = [one for one in given if one.ndim == 4]
     score = scores.gather(1, targets.to(device)[:, None]).sum()
     for features in reversed(recorder.maps):
         try:
@@ -228,12 +244,24 @@ def grad_cam(net, images, targets):
     return torch.zeros(images.shape[:3])
 
 
-def grad_cam_or_note(net, images, targets):
+def grad_cam_or_note(net, images, targets, layer=None):
     """As `grad_cam`; where all is 0, it says so."""
-    maps = grad_cam(net, images, targets)
+    maps = grad_cam(net, images, targets, layer)
     if not maps.any():
         print("note      no Grad-CAM: no map is known whose gradient says what it does")
     return maps
+
+
+def find_layer(net, name):
+    """The layer of --layer: a row of a table, or a layer of a class, by its name."""
+    layers = dict(net.body.named_modules())
+    if name in layers:
+        return layers[name]
+    names = [row.name for row in net.rows or []]
+    names = names or [
+        key for key, module in layers.items() if not list(module.children())
+    ]
+    raise UserError(f"--layer {name}: the network has {', '.join(names)}")
 
 
 def overlay(images, maps):
@@ -246,8 +274,10 @@ def overlay(images, maps):
     return (0.4 * images + 0.6 * 255 * colours).round().to(torch.uint8)
 
 
-def plot_evidence(net, images, labels, probabilities, classes, path):
-    """Grad-CAM of two right answers and four mistakes, the most confident ones.
+def plot_evidence(
+    net, images, labels, probabilities, classes, path, count=FEWEST[1], layer=None
+):
+    """Grad-CAM of two right answers and `count` mistakes, the most confident ones.
 
     Of each the image, and what speaks for the class predicted and for another one: the
     actual class, or where that was predicted the one that came second.
@@ -255,13 +285,13 @@ def plot_evidence(net, images, labels, probabilities, classes, path):
     likeliest = probabilities.topk(2)
     confidence, predicted = likeliest.values[:, 0], likeliest.indices[:, 0]
     right = most_confident(confidence, predicted == labels, 2)
-    wrong = most_confident(confidence, predicted != labels, 4)
+    wrong = most_confident(confidence, predicted != labels, count)
     chosen = torch.cat([right, wrong])
     images, labels, predicted = images[chosen], labels[chosen], predicted[chosen]
     second = likeliest.indices[chosen, 1]
     others = torch.where(predicted == labels, second, labels)
-    for_predicted = overlay(images, grad_cam_or_note(net, images, predicted))
-    for_others = overlay(images, grad_cam(net, images, others))
+    for_predicted = overlay(images, grad_cam_or_note(net, images, predicted, layer))
+    for_others = overlay(images, grad_cam(net, images, others, layer))
     cells = torch.stack([images, for_predicted, for_others], 1).flatten(0, 1)
     titles = []
     for label, guess, other, share in zip(
@@ -294,64 +324,94 @@ def parse_arguments(argv):
         f"{PICTURED} in images.png of --out",
     )
     add(
+        "--rules",
+        choices=["on", "off"],
+        default="on",
+        help="on: check the assignment's rules",
+    )
+    add(
         "--tta", action="store_true", help="average over the image and its mirror image"
     )
     add("--out", default="results", help="folder of the pictures")
+    add(
+        "--mistakes",
+        type=number(int, 1),
+        metavar="N",
+        help="picture so many mistakes, with Grad-CAM too (default: 12, and 4 with Grad-CAM)",
+    )
+    add("--layer", help="the layer that Grad-CAM looks at (default: the last map)")
     add("--json", metavar="FILE", help="write the metrics there too")
+    add(
+        "--predictions",
+        metavar="FILE.csv",
+        help="write the actual and the predicted class of each test image there",
+    )
     add_device_options(add)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_arguments(argv)
-    out = Path(args.out)
     names = ["confusion_matrix.png", "misclassified.png", "gradcam.png"]
     if args.images:
         names = ["images.png"]
-    pictures = [out / name for name in names]
-    check_writable(*pictures)
-    if args.json:
-        check_writable(args.json)
+    pictures = [Path(args.out) / name for name in names]
+    check_writable(*pictures, *filter(None, (args.json, args.predictions)))
     device = pick_device(args.device)
     keep_freed_memory(device)
     dtype = pick_precision(device, args.amp)
     checkpoint = load_checkpoint(args.ckpt)
     net = place(restore(checkpoint), device)
-    classes = checkpoint["classes"]
     trained_on = checkpoint["args"]["dataset"]
     source = DATASETS.get(trained_on if args.images else args.dataset or trained_on)
     if args.tta and source and not source.mirror:
         raise UserError(
             "--tta looks at mirror images too, and these are of another class: leave it out"
         )
-    if args.images:
-        dark_ground = source is not None and source.dark_ground
-        options = (device, dtype, args.tta, dark_ground, pictures[0])
-        results = classify(net, args.images, classes, *options)
-        if args.json:
-            write_json(args.json, {"checkpoint": args.ckpt, "images": results})
-        return 1 if any("error" in result for result in results) else 0
+    if not args.images:
+        evaluate(args, checkpoint, net, device, dtype, pictures)
+        return 0
+    dark_ground = source is not None and source.dark_ground
+    options = (device, dtype, args.tta, dark_ground, pictures[0])
+    results = classify(net, args.images, checkpoint["classes"], *options)
+    if args.json:
+        write_json(args.json, {"checkpoint": args.ckpt, "images": results})
+    if args.predictions:
+        write_predictions(args.predictions, results)
+    return 1 if any("error" in result for result in results) else 0
 
-    dataset, images, labels = test_images(args, checkpoint)
+
+def evaluate(args, checkpoint, net, device, dtype, pictures):
+    """Print and draw how good a network is on the test images, and where it fails."""
+    classes = checkpoint["classes"]
+    layer = find_layer(net, args.layer) if args.layer else None
+    dataset, images, labels, names = test_images(args, checkpoint)
     scores = predict(net, images, device, dtype, args.tta)
     metrics = measure(scores, labels)
     matrix = confusion_matrix(labels, scores.argmax(1), labels=range(len(classes)))
     rules = checklist(net, trace(net), metrics["accuracy"], dataset)
 
-    print_origin(args.ckpt, checkpoint)
     averaged = " and their mirror images" if args.tta else ""
-    print(
-        f"\nTest {show(metrics)}, on the {len(labels):,} images of {dataset}{averaged}"
-    )
+    print(f"Test {show(metrics)}, on the {len(labels):,} images of {dataset}{averaged}")
     print(f"\n{report(labels, scores, classes, digits=4)}")
     print_matrix(matrix, classes)
-    print_checklist(rules)
+    if args.rules == "on":
+        print_checklist(rules)
 
     plot_confusion(matrix, classes, pictures[0])
     probabilities = scores.softmax(1)
-    plot_mistakes(images, labels, probabilities, classes, pictures[1])
-    plot_evidence(net, images, labels, probabilities, classes, pictures[2])
-    print(f"\nPictures: {', '.join(map(str, pictures))}")
+    counts = (args.mistakes, args.mistakes) if args.mistakes else FEWEST
+    results = (images, labels, probabilities, classes)
+    plot_mistakes(*results, pictures[1], counts[0])
+    plot_evidence(net, *results, pictures[2], counts[1], layer)
+    print(f"\nPictures: {', '.join(map(str, pictures))}\n")
+    print_origin(args.ckpt, checkpoint)
+    if args.predictions:
+        predictions = []
+        for name, label, shares in zip(names, labels, probabilities.tolist()):
+            result = {"file": name, "actual": classes[label]}
+            predictions.append(result | {"classes": dict(zip(classes, shares))})
+        write_predictions(args.predictions, predictions)
     if args.json:
         content = {"checkpoint": args.ckpt, "dataset": dataset, "tta": args.tta}
         content |= {key: checkpoint[key] for key in ("epoch", "args", "made_with")}
@@ -363,8 +423,23 @@ def main(argv=None):
         write_json(args.json, content)
 
 
+def write_predictions(path, results):
+    """A row for each image: its file or number, actual and predicted class, confidence."""
+    rows = []
+    for result in results:
+        row = {
+            name: result[name] for name in ("file", "actual", "error") if name in result
+        }
+        if shares := result.get("classes"):
+            row["predicted"] = max(shares, key=shares.get)
+            row["confidence"] = round(shares[row["predicted"]], 4)
+        rows.append(row)
+    write_csv(path, rows)
+    print(f"Predictions: {path}")
+
+
 def test_images(args, checkpoint):
-    """The data set's name, its test images and their labels.
+    """The data set's name, its test images, their labels, and their files or numbers.
 
     Raises UserError where their classes are not those of the checkpoint.
     """
@@ -387,7 +462,10 @@ def test_images(args, checkpoint):
             f"{args.ckpt} knows the classes {', '.join(classes)}; the test images of "
             f"{dataset} are {', '.join(names)}: choose others with --dataset, --data-dir"
         )
-    return dataset, images, labels
+    files = range(len(labels))
+    if dataset == "folder":
+        files = list_part(data_dir, "test").paths
+    return dataset, images, labels, files
 
 
 def report(labels, scores, classes, **settings):

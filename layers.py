@@ -15,7 +15,7 @@ class Row(NamedTuple):
     """One layer of a table.
 
     The name is block.layer: the assignment's C1 is the block c1, and so on. Every row of
-    convolutions but the last one of a table ends in normalisation, ReLU and dropout.
+    convolutions but the last one of a table ends in normalisation, activation and dropout.
     """
 
     name: str
@@ -31,6 +31,14 @@ NORMS = {
     "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
     "layer": lambda channels: nn.GroupNorm(1, channels),  # over C, H, W of an image
+}
+ACTIVATIONS = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leaky-relu": lambda: nn.LeakyReLU(inplace=True),
+    "elu": lambda: nn.ELU(inplace=True),
+    "gelu": nn.GELU,
+    "silu": lambda: nn.SiLU(inplace=True),
+    "mish": lambda: nn.Mish(inplace=True),
 }
 # Norms that treat each pixel by itself in evaluation; others look at the whole map.
 PIXELWISE_NORMS = (nn.BatchNorm2d, nn.Identity)
@@ -187,7 +195,7 @@ class SqueezeExcitation(nn.Module):
 
 
 # The kinds of rows. Each function makes the module of a row for an input of `channels`. One
-# of convolutions is an nn.Sequential, to which `make_layer` adds norm, ReLU and dropout.
+# of convolutions is an nn.Sequential, to which `make_layer` adds norm, activation, dropout.
 
 
 def plain(row, channels):
@@ -269,7 +277,7 @@ def run_as_written(net):
             module.forward = module.as_written
 
 
-def make_layer(row, computed, channels, norm, dropout, is_last):
+def make_layer(row, computed, channels, norm, activation, dropout, is_last):
     """The module of a row, for an input of `channels`; the last row gives scores.
 
     `computed` is the row as it runs. Raises TypeError, naming the row, where its kind
@@ -281,10 +289,10 @@ def make_layer(row, computed, channels, norm, dropout, is_last):
     if not isinstance(layer, nn.Sequential):
         raise TypeError(
             f"row {row.name}: what makes the kind '{row.kind}' has to return an "
-            "nn.Sequential, to which norm, ReLU and dropout are added"
+            "nn.Sequential, to which norm, activation and dropout are added"
         )
     layer.norm = NORMS[norm](row.channels)
-    layer.relu = nn.ReLU(inplace=True)
+    layer.activation = ACTIVATIONS[activation]()
     layer.dropout = nn.Dropout(dropout)
     if row.kind != "residual":
         return layer

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from layers import (
+    ACTIVATIONS,
     KEEPS_CHANNELS,
     NORMS,
     ONE_KERNEL,
@@ -156,7 +157,16 @@ class TableNet(nn.Module):
     images of SIDE x SIDE pixels.
     """
 
-    def __init__(self, rows, classes, norm, dropout, kernels="free", is_written=False):
+    def __init__(
+        self,
+        rows,
+        classes,
+        norm,
+        dropout,
+        kernels="free",
+        activation="relu",
+        is_written=False,
+    ):
         super().__init__()
         channels, size, blocks = 3, SIDE, []
         as_run = rows if is_written else as_computed(rows, norm)
@@ -178,7 +188,8 @@ class TableNet(nn.Module):
                 raise ValueError(
                     f"row {row.name}: the rows of {block} must follow one another"
                 )
-            layer = make_layer(row, computed, channels, norm, dropout, is_last)
+            kinds = (norm, activation, dropout)
+            layer = make_layer(row, computed, channels, *kinds, is_last)
             if kernels == "mirrored" and not is_last:
                 mirror_kernels(layer)
             self.get_submodule(block).add_module(name, layer)
@@ -193,13 +204,13 @@ class TableNet(nn.Module):
         return x
 
 
-def make_own(make, classes, norm, dropout):
+def make_own(make, classes, norm, dropout, activation):
     """Call a class of one's own with those of the options that its signature names.
 
-    A `norm` or `dropout` of None is not passed on: the default of the class holds.
+    What is None is not passed on: the default of the class holds.
     """
     options = {"classes": classes, "num_classes": classes}  # under either name
-    options |= {"norm": norm, "dropout": dropout}
+    options |= {"norm": norm, "dropout": dropout, "activation": activation}
     named = inspect.signature(make).parameters
     given = {}
     for name, value in options.items():
@@ -208,17 +219,17 @@ def make_own(make, classes, norm, dropout):
     return make(**given)
 
 
-def check_options(arch, downsample, norm, dropout, kernels):
+def check_options(arch, downsample, norm, dropout, kernels, activation):
     """Raise UserError for an option that a class of one's own would not heed."""
     named = inspect.signature(ARCHS[arch]).parameters
     if downsample != "dilated":
         raise UserError(f"--downsample changes rows of a table; '{arch}' is none")
     if kernels == "mirrored":
         raise UserError(f"--kernels mirrored is for tables; '{arch}' is none")
-    if norm is not None and "norm" not in named:
-        raise UserError(f"'{arch}' takes no norm: leave out --norm")
-    if dropout is not None and "dropout" not in named:
-        raise UserError(f"'{arch}' takes no dropout: leave out --dropout")
+    options = {"norm": norm, "dropout": dropout, "activation": activation}
+    for name, value in options.items():
+        if value is not None and name not in named:
+            raise UserError(f"'{arch}' takes no {name}: leave out --{name}")
 
 
 class Net(nn.Module):
@@ -231,7 +242,9 @@ class Net(nn.Module):
     as plain types; `Net(**config)` is the same network.
     """
 
-    def __init__(self, arch, rows, classes, norm, dropout, mean, std, kernels):
+    def __init__(
+        self, arch, rows, classes, norm, dropout, mean, std, kernels, activation
+    ):
         super().__init__()
         self.config = {
             "arch": arch,
@@ -242,13 +255,14 @@ class Net(nn.Module):
             "mean": list(mean),
             "std": list(std),
             "kernels": kernels,
+            "activation": activation,
         }
         for name, values in (("mean", mean), ("std", std)):
             values = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)
         self.rows = None
         if rows is None:
-            self.body = make_own(ARCHS[arch], classes, norm, dropout)
+            self.body = make_own(ARCHS[arch], classes, norm, dropout, activation)
             if any(map(is_lazy, [*self.body.parameters(), *self.body.buffers()])):
                 with torch.no_grad():  # lazy layers have weights once they have run
                     self.body.eval()(torch.zeros(2, 3, SIDE, SIDE))
@@ -257,7 +271,8 @@ class Net(nn.Module):
             self.layout = torch.contiguous_format
         else:
             self.rows = [Row(*row) for row in rows]
-            self.body = TableNet(self.rows, classes, norm, dropout, kernels)
+            settings = (classes, norm, dropout, kernels, activation)
+            self.body = TableNet(self.rows, *settings)
             self.layout = torch.channels_last  # the faster one, on CPUs as on GPUs
             self.to(memory_format=self.layout)
 
@@ -283,7 +298,7 @@ class Net(nn.Module):
         """
         copied = copy.deepcopy(self).cpu()
         if self.rows is not None:
-            names = ("classes", "norm", "dropout", "kernels")
+            names = ("classes", "norm", "dropout", "kernels", "activation")
             settings = [self.config[name] for name in names]
             with torch.random.fork_rng(devices=[]):  # whose draws are the training's
                 copied.body = TableNet(self.rows, *settings, is_written=True)
@@ -301,22 +316,24 @@ def build(
     mean=(0.0, 0.0, 0.0),
     std=(1.0, 1.0, 1.0),
     kernels=None,
+    activation=None,
 ):
-    """The `Net` of these names; for `dropout` and `kernels` None is the table's own.
+    """The `Net` of these names; None is the default of the table or of the class.
 
     Raises UserError where it makes no network for 32x32 images.
     """
     chosen = table_of(arch)
     if chosen is None:
-        check_options(arch, downsample, norm, dropout, kernels)
+        check_options(arch, downsample, norm, dropout, kernels, activation)
         rows, kernels = None, "free"
     else:
         rows = table(arch, downsample)
-        norm = norm or "batch"
+        norm, activation = norm or "batch", activation or "relu"
         dropout = chosen.dropout if dropout is None else dropout
         kernels = kernels or chosen.kernels
     try:
-        net = Net(arch, rows, classes, norm, dropout, mean, std, kernels)
+        settings = (norm, dropout, mean, std, kernels, activation)
+        net = Net(arch, rows, classes, *settings)
         check_scores(net)
     except Exception as error:  # noqa: BLE001 - of any type, by what the class does
         place = "" if rows else f" ({place_of(error, arch)})"
@@ -581,7 +598,9 @@ def title_of(config, downsample):
     if config["rows"] is None:
         return f"{config['arch']}, a class"
     norm, kernels = config["norm"], config["kernels"]
-    return f"{config['arch']}, {downsample}, {norm} norm, {kernels} kernels"
+    activation = config["activation"]
+    others = "" if activation == "relu" else f"{activation}, "  # than what is usual
+    return f"{config['arch']}, {downsample}, {norm} norm, {others}{kernels} kernels"
 
 
 def print_computed(net):
@@ -629,6 +648,11 @@ def add_network_options(parser):
         "record)",
     )
     add(
+        "--activation",
+        choices=ACTIVATIONS,
+        help="activation (default: relu; of a class, its own)",
+    )
+    add(
         "--dropout",
         type=probability,
         help="dropout probability (default: that of the network)",
@@ -652,7 +676,7 @@ def main(argv=None):
     if args.plot:
         check_writable(args.plot)
     choice = (args.arch, args.downsample, args.norm, args.dropout)
-    net = build(*choice, kernels=args.kernels)
+    net = build(*choice, kernels=args.kernels, activation=args.activation)
     nodes = trace(net)
     lines = summarise(net, nodes)
     print_summary(lines, count_parameters(net), computed_macs(net))

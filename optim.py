@@ -53,11 +53,12 @@ def make_schedules(optimizers, args, steps):
     """One schedule for each optimizer, as --schedule says; `steps` are those in all."""
     schedules = []
     for optimizer in optimizers:
-        if args.schedule == "onecycle":  # up for 0.3 of the steps, then down to nothing
+        if args.schedule == "onecycle":  # up, then down to nothing
             schedule = lr_scheduler.OneCycleLR(
                 optimizer,
                 max_lr=optimizer.defaults["lr"],
                 total_steps=max(2, steps),  # one alone would be its last, at nearly 0
+                pct_start=args.peak,
                 cycle_momentum=False,
                 div_factor=10,
                 final_div_factor=1000,

@@ -124,11 +124,11 @@ def plot_images(images, titles, columns, path, heading):
     save_figure(figure, path)
 
 
-def plot_mistakes(images, labels, probabilities, classes, path):
-    """The twelve most confident mistakes."""
+def plot_mistakes(images, labels, probabilities, classes, path, count):
+    """The most confident mistakes, `count` at most."""
     confidence, predicted = probabilities.max(1)
     titles = []
-    wrong = most_confident(confidence, predicted != labels, 12)
+    wrong = most_confident(confidence, predicted != labels, count)
     for number in wrong:
         actual, guess = classes[labels[number]], classes[predicted[number]]
         titles.append(f"{actual}\n→ {guess} {confidence[number]:.0%}")
@@ -137,7 +137,8 @@ def plot_mistakes(images, labels, probabilities, classes, path):
     )
     if len(wrong) == 0:
         heading = "No mistakes"
-    plot_images(images[wrong], titles, 6, path, heading)
+    columns = 5 if count % 5 == 0 else 6
+    plot_images(images[wrong], titles, columns, path, heading)
 
 
 def most_confident(confidence, mask, count):

@@ -90,9 +90,9 @@ from utils import OwnError, Parser, UserError, is_text, number
 
 # The options, each with its type, its default and what it does. A checkpoint keeps those
 # that say what is trained, and not those of where and how far.
-NETWORK = ("arch", "downsample", "norm", "dropout", "kernels")
+NETWORK = ("arch", "downsample", "norm", "activation", "dropout", "kernels")
 NOT_KEPT = (
-    "device", "dry_run", "find_lr", "is_continued", "resume", "seeds", "workers",
+    "device", "dry_run", "find_lr", "is_continued", "resume", "rules", "seeds", "workers",
 )  # fmt: skip
 MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
 NATURAL, POSITIVE = number(int, 0), number(int, 1)
@@ -124,13 +124,15 @@ def add_recipe_options(add):
     add("--lr", type=RATE,
         help=f"peak learning rate; with muon, that of SGD for the rest (default: {rates})")
     add("--weight-decay", type=RATE,
-        help="weight decay of all but norms and biases; with muon, of those that SGD "
-        f"trains (default: {decays})")
+        help="weight decay (L2) of all but norms and biases; with muon, of those that SGD "
+        f"trains: without any L2 --muon-decay is 0 too (default: {decays})")
     add("--muon-lr", type=RATE, default=0.04, help="peak learning rate of Muon")
     add("--muon-decay", type=RATE, default=0.06, help="weight decay of Muon")
     add("--schedule", choices=SCHEDULES, default="onecycle",
         help="schedule of the learning rates; plateau watches the loss of the held-out images, "
         "or the training loss where there are none")
+    add("--peak", type=number(float, 0, below=1), default=0.3,
+        help="share of the steps after which onecycle is at its highest")
     add("--gamma", type=FRACTION, default=0.1,
         help="step and plateau multiply the learning rates by this")
     add("--step-epochs", type=POSITIVE, metavar="N",
@@ -173,6 +175,8 @@ def add_output_options(add):
     add("--ckpt", default="best.pt", help="checkpoint of the best epoch")
     add("--out", default="results", help="folder of the history and the pictures")
     add("--name", help="keep everything in results/NAME, in place of --ckpt and --out")
+    add("--rules", choices=["on", "off"], default="on",
+        help="on: say which rules of the assignment are broken")
     add("--dry-run", action="store_true", help="try one batch and write nothing")
     add("--find-lr", action="store_true", help="suggest learning rates and do no more")
 # fmt: on
@@ -377,10 +381,11 @@ def train(args, resumed, images, files, device, world=ALONE):
     if len(set(world.gather([finished]))) > 1:
         raise UserError("the processes do not see the same images and last.pt")
     if files.are_written:
+        if not resumed:
+            files.set_aside()
         plot_steps(data.images, data.transform, files.augmented)
-    history = train_epochs(training, loader, images, history, run, files)
+    history, status = train_epochs(training, loader, images, history, run, files)
 
-    status = 0 if len(history.rows) == args.epochs else 130  # after Ctrl-C
     if args.dry_run:
         print("nothing was written")
     if history.rows and files.are_written:
@@ -410,6 +415,12 @@ def load_images(args, world):
         lambda: load_splits(args.dataset, args.data_dir, *sizes)
     )
     note_oddities(splits)
+    steps = len(splits["train"][1]) // args.batch_size
+    if steps < 10:
+        print(
+            f"note      an epoch has {steps} steps: with so few images a smaller batch, such "
+            "as -b 32, learns more in as many epochs"
+        )
     if args.dry_run:
         for name, (images, labels) in splits.items():
             splits[name] = (images[: args.batch_size], labels[: args.batch_size])
@@ -466,6 +477,7 @@ def make_network(args, resumed, images, device, world):
             mean=images.mean,
             std=images.std,
             kernels=args.kernels,
+            activation=args.activation,
         )
     if not resumed:
         check_restorable(net)
@@ -515,9 +527,9 @@ def suggest_rates(training, loader, files):
 
 
 def train_epochs(training, loader, images, history, run, files):
-    """Train epoch after epoch, each one saved; returns the history.
+    """Train epoch after epoch, each one saved; returns the history and the exit status.
 
-    Ctrl-C ends it before its time: the history then has fewer rows than there are epochs.
+    That is 130 where Ctrl-C ended it before its time.
     """
     args, world, split = training.args, training.world, images.chooser
     pictures, labels = images.splits[split]
@@ -557,7 +569,8 @@ def train_epochs(training, loader, images, history, run, files):
         )
         if history.rows and not args.dry_run:
             print("to go on:", command_to_go_on(files.last))
-    return history
+        return history, 130
+    return history, 0
 
 
 def command_to_go_on(last):
@@ -597,7 +610,8 @@ def print_header(args, title, rules, made_with, optimizers):
         f"weights   {optimizers}\n"
         f"best      chosen on the {'held-out' if args.val_size else 'test'} images"
     )
-    print_broken_rules(rules)
+    if args.rules == "on":
+        print_broken_rules(rules)
 
 
 def print_epoch(history, epochs, images):

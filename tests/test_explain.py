@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from nets import OwnNet
 from PIL import Image
 from torch import nn
@@ -95,7 +94,7 @@ class Turned(KnownNet):
 
     def forward(self, images):
         x = self.c4(images.float()).permute(0, 2, 3, 1)
-        return self.o[2](F.relu(x + 0).mean((1, 2)))
+        return self.o[2]((x + 0).mean((1, 2)))
 
 
 def test_grad_cam_takes_no_other_axes_for_height_and_width():

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import model
 import plots
 from layers import (
+    ACTIVATIONS,
     KINDS,
     NORMS,
     Conv,
@@ -35,6 +36,7 @@ from model import (
     TableNet,
     build,
     table,
+    title_of,
     try_out,
 )
 from receptive_field import computed_macs, trace
@@ -258,22 +260,15 @@ def test_a_layer_that_sees_the_whole_map_skips_nothing(monkeypatch):
     assert assert_computed_is_as_written(rows) == 1
 
 
-@pytest.mark.parametrize("activation", [nn.ELU, nn.Hardswish])
-def test_another_activation_computes_no_more(monkeypatch, activation):
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_another_activation_computes_no_more(name):
     expected = computed_macs(build("small", "dilated", "batch", None))
-    make_layer = model.make_layer
-
-    def with_activation(*row):
-        layer = make_layer(*row)
-        for part in layer.modules():
-            if hasattr(part, "relu"):
-                part.relu = activation()
-        return layer
-
-    monkeypatch.setattr(model, "make_layer", with_activation)
-    net = build("small", "dilated", "batch", None)
-    assert isinstance(net.body.c1.conv.relu, activation)
+    net = build("small", "dilated", "batch", None, activation=name)
+    layers = [layer for layer in net.modules() if hasattr(layer, "activation")]
+    kinds = {type(layer.activation) for layer in layers}
+    assert [kind.__name__.lower() for kind in kinds] == [name.replace("-", "")]
     assert computed_macs(net) == expected < sum(node.macs for node in trace(net))
+    assert (name in title_of(net.config, "dilated")) == (name != "relu")
 
 
 def test_rows_as_they_run_are_shown(call):
@@ -391,7 +386,7 @@ def test_a_norm_that_takes_some_channels_alone(monkeypatch):
     assert as_computed(SMALL, "none") == as_computed(SMALL, "batch") != SMALL
 
 
-def test_a_kind_that_leaves_no_place_for_norm_and_relu_is_refused(monkeypatch):
+def test_a_kind_that_leaves_no_place_for_a_norm_is_refused(monkeypatch):
     """They would be added where nothing runs them."""
 
     def block(row, channels):
@@ -403,14 +398,14 @@ def test_a_kind_that_leaves_no_place_for_norm_and_relu_is_refused(monkeypatch):
         build("edited", "dilated", "batch", None)
 
 
-def test_every_convolution_but_the_last_has_norm_relu_and_dropout():
+def test_every_convolution_but_the_last_has_norm_activation_and_dropout():
     net = build("small", "dilated", "batch", 0.3)
-    layers = [module for module in net.modules() if hasattr(module, "relu")]
+    layers = [module for module in net.modules() if hasattr(module, "activation")]
     convolutions = [row for row in SMALL if row.kind != "gap"]
     assert len(layers) == len(convolutions) - 1
     for layer in layers:
         names = [name for name, _ in layer.named_children()]
-        assert names[-3:] == ["norm", "relu", "dropout"]
+        assert names[-3:] == ["norm", "activation", "dropout"]
         assert layer.dropout.p == 0.3
 
 

@@ -118,7 +118,7 @@ class OurLoop:
         args, _ = train.parse_arguments(["--arch", arch])
         self.device, self.dtype = device, pick_precision(device, amp)
         choice = (args.arch, args.downsample, args.norm, args.dropout)
-        net = build(*choice, 10, MEAN, STD, args.kernels)
+        net = build(*choice, 10, MEAN, STD, args.kernels, args.activation)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         net = in_layout(net, layout).to(device)
         _, head = try_out(net)
