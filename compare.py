@@ -166,7 +166,7 @@ def plot(runs, path):
             where = "in training (augmented)" if is_training else "as evaluated"
             label = metric if is_loss else f"{metric} (%)"
             axes.set(xlabel="epoch", ylabel=label, title=f"{metric} {where}")
-            if axes.lines:
+            if any(len(line.get_xdata()) for line in axes.lines):
                 axes.set_ylim(*what_matters(axes.lines, is_loss))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)

@@ -4,6 +4,7 @@ import gzip
 import inspect
 import os
 import pickle
+import re
 import socket
 import struct
 import sys
@@ -260,6 +261,29 @@ def test_draws_do_not_depend_on_what_was_drawn_before():
     for index in (31, 0, 17):
         alone = next(data.augment(2, [index]))
         assert np.array_equal(alone, in_order[index])
+
+
+STEPS = {
+    "Normalize": ([A.Normalize((0.5,) * 3, (0.2,) * 3)], "Normalize gives no uint8"),
+    "a padding without a crop": ([A.PadIfNeeded(40, 40)], "(40, 40, 3) of an image"),
+    "a crop": ([A.CenterCrop(24, 24)], "(24, 24, 3) of an image"),
+    "a tensor": ([A.ToTensorV2()], "ToTensorV2 gives no uint8"),
+    "one that is rare": ([A.Normalize(p=0.01)], "Normalize gives no uint8"),
+    "a padding and a crop": ([A.PadIfNeeded(40, 40), A.RandomCrop(32, 32)], None),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_that_the_network_does_not_expect_are_refused(name):
+    """As they stand in nearly every published solution."""
+    steps, message = STEPS[name]
+    transform = A.Compose([A.HorizontalFlip(), *steps])
+    if message is None:
+        data = AugmentedImages(noise(4), torch.arange(4), transform, 0)
+        assert data[0, [0, 1]][0].shape == (2, 3, 32, 32)
+        return
+    with pytest.raises(UserError, match=re.escape(message)):
+        AugmentedImages(noise(4), torch.arange(4), transform, 0)
 
 
 @pytest.mark.parametrize("name", DATASETS)

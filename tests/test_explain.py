@@ -1,6 +1,7 @@
 """What explains a training: one's own images, Grad-CAM, comparisons, the data shown."""
 
 import contextlib
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ import plots
 import train
 from checkpoint import History, load_checkpoint
 from evaluate import grad_cam, grad_cam_or_note, overlay
+from rules import GOAL
 
 QUICK = [
     "--dataset",
@@ -232,7 +234,7 @@ def test_compare(trained, call, fails, tmp_path):
     status, output, _ = call(compare.main, "results/a", "results/b")
     assert status == 0
     header, *rows = output.splitlines()[:3]
-    assert "at 85%" in header
+    assert f"at {GOAL:.0%}" in header
     assert [row.split()[0] for row in rows] == ["a", "b"]
     assert rows[0].endswith("norm batch")
     assert rows[1].endswith("norm group")
@@ -250,6 +252,105 @@ def test_compare(trained, call, fails, tmp_path):
     assert "Left out, no training there: results/empty\n" in output
     (tmp_path / "results" / "empty" / "run.json").write_text("{}")
     assert "does not hold a whole training" in fails(compare.main, "results/empty")
+
+
+def test_joint_curves_of_trainings_of_other_lengths_and_metrics(
+    trained, call, tmp_path, monkeypatch
+):
+    """Four graphs; one training is longer, one lacks a metric, one has it from then on."""
+    longer, more = tmp_path / "results" / "longer", tmp_path / "results" / "more"
+    for folder in (longer, more):
+        shutil.copytree(tmp_path / "results" / "a", folder)
+    with open(longer / "history.csv", "a") as file:
+        file.write("3,0.1,0.5,0.9,0.4,0.9\n")
+    header, first, second = (more / "history.csv").read_text().splitlines()
+    lines = [f"{header},test_top5", f"{first},", f"{second},0.99"]
+    (more / "history.csv").write_text("\n".join(lines) + "\n")
+    figures = []
+    monkeypatch.setattr(
+        compare, "save_figure", lambda figure, _: figures.append(figure)
+    )
+    assert call(compare.main, "results/a", longer, more)[0] == 0
+    drawn = {}
+    for axes in figures[0].axes:
+        drawn[axes.get_title()] = [len(line.get_xdata()) for line in axes.lines]
+    assert drawn == {
+        "loss in training (augmented)": [2, 3, 2],
+        "accuracy in training (augmented)": [2, 3, 2],
+        "top5 in training (augmented)": [0, 0, 0],
+        "loss as evaluated": [2, 3, 2],
+        "accuracy as evaluated": [2, 3, 2],
+        "top5 as evaluated": [0, 0, 1],
+    }
+
+
+def test_options_that_say_nothing_with_a_schedule_are_no_difference():
+    options = [{"schedule": "onecycle", "step_epochs": 1}, {"schedule": "onecycle"}]
+    assert compare.differing(options) == []
+    options = [{"schedule": "step", "step_epochs": 1}, {"schedule": "onecycle"}]
+    assert compare.differing(options) == ["schedule", "step_epochs"]
+
+
+def test_predictions_are_those_that_are_counted(trained, call):
+    options = ["--ckpt", "results/a/best.pt", "--predictions", "own.csv"]
+    _, output, _ = call(evaluate.main, *options, "--rules", "off")
+    assert "The assignment's rules" not in output
+    with open("own.csv") as file:
+        rows = list(csv.DictReader(file))
+    _, labels, classes = dataset.load("digits", None, False)
+    assert [row["actual"] for row in rows] == [classes[label] for label in labels]
+    right = sum(row["actual"] == row["predicted"] for row in rows)
+    assert f"accuracy {right / len(rows):.2%}" in output
+    assert all(0.1 <= float(row["confidence"]) <= 1 for row in rows)
+
+
+def test_predictions_name_the_files_of_a_folder(trained, call, image_folder):
+    for path in image_folder.rglob("chat*"):
+        path.rename(path.parent / "0")
+    names = [str(number) for number in range(1, 10)]
+    for part in ("train", "test"):
+        (image_folder / part / "dog").rename(image_folder / part / "1")
+        for name in names[1:]:
+            shutil.copytree(image_folder / part / "1", image_folder / part / name)
+    options = ["--ckpt", "results/a/best.pt", "--dataset", "folder"]
+    options += ["--data-dir", image_folder, "--predictions", "own.csv"]
+    assert call(evaluate.main, *options)[0] == 0
+    with open("own.csv") as file:
+        for row in csv.DictReader(file):
+            assert Path(row["file"]).parent.name == row["actual"]
+    files = ["--images", image_folder / "test" / "1" / "000.png", image_folder]
+    options = ["--ckpt", "results/a/best.pt", "--predictions", "own.csv"]
+    call(evaluate.main, *options, *files[:2])
+    with open("own.csv") as file:
+        (row,) = csv.DictReader(file)
+    assert row["file"].endswith("000.png")
+    assert row["predicted"] in "0123456789"
+
+
+def test_mistakes_and_layer_of_choice(trained, call, fails, monkeypatch):
+    """As many mistakes in both pictures, and maps of the layer that was named."""
+    drawn = {}
+
+    def note(cells, titles, columns, path, heading):
+        drawn[path.name] = (len(cells), columns)
+
+    monkeypatch.setattr(plots, "plot_images", note)
+    monkeypatch.setattr(evaluate, "plot_images", note)
+    sizes = []
+    overlay_maps = evaluate.overlay
+    monkeypatch.setattr(
+        evaluate,
+        "overlay",
+        lambda i, m: sizes.append(m.shape[1:]) or overlay_maps(i, m),
+    )
+    options = ["--ckpt", "results/a/best.pt", "--mistakes", 5, "--layer", "c1.down"]
+    assert call(evaluate.main, *options)[0] == 0
+    assert drawn == {"misclassified.png": (5, 5), "gradcam.png": (3 * 7, 6)}
+    assert set(sizes) == {(16, 16)}
+    options[-1] = "c9"
+    assert "--layer c9: the network has c1.conv, c1.down, " in fails(
+        evaluate.main, *options
+    )
 
 
 def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):

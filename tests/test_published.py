@@ -15,7 +15,7 @@ from dataset import HOLE, MOVE, AugmentedImages, augmentation
 from layers import NORMS
 from model import DOWNSAMPLE, build
 from receptive_field import trace
-from rules import checklist
+from rules import PARAMETERS, RECEPTIVE_FIELD, checklist
 from train import parse_arguments
 
 pytestmark = pytest.mark.slow
@@ -141,8 +141,8 @@ def test_figures_of_the_readme(arch, parameters, field):
     rules = {rule.text: rule.value for rule in checklist(net, trace(net))}
     edited = TABLE.format(arch) + "the README's figures are of another one"
     expected = f"{parameters:,} with 10 classes"
-    assert rules["under 200,000 parameters"] == expected, edited
-    assert rules["receptive field over 44"] == f"{field}", edited
+    assert rules[PARAMETERS] == expected, edited
+    assert rules[RECEPTIVE_FIELD] == f"{field}", edited
 
 
 @pytest.mark.parametrize(("arch", "downsample", "norm"), COMBINATIONS)

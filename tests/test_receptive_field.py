@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from layers import NORMS, SqueezeExcitation
 from model import DOWNSAMPLE, TableNet, build, receptive_fields, table
 from receptive_field import trace
-from rules import checklist, walk_back
+from rules import RECEPTIVE_FIELD, checklist, walk_back
 
 
 def gradient_extent(forward, size):
@@ -300,7 +300,7 @@ def test_global_average_pooling_in_other_words(pool):
     net = nn.Sequential(Steps(pool), nn.Linear(4, 10))
     nodes = trace(net)
     rules = {rule.text: rule for rule in checklist(net, nodes)}
-    assert rules["receptive field over 44"].value == "3"
+    assert rules[RECEPTIVE_FIELD].value == "3"
     assert rules["GAP, then 1x1 or linear"].passed
     assert nodes[-1].receptive_field == 31
 
@@ -315,7 +315,7 @@ def test_a_map_of_one_unit_enters_global_average_pooling_too():
         nn.Linear(4, 10),
     )
     rules = {rule.text: rule for rule in checklist(net, trace(net))}
-    assert rules["receptive field over 44"].value == "35"  # 3 + 2 * 16
+    assert rules[RECEPTIVE_FIELD].value == "35"  # 3 + 2 * 16
     assert rules["GAP, then 1x1 or linear"].value == "2, 4"
 
 
@@ -337,7 +337,7 @@ class Ends(nn.Module):
 def test_the_rule_is_of_what_enters_global_average_pooling():
     net = Ends()
     rules = {rule.text: rule.value for rule in checklist(net, trace(net))}
-    assert rules["receptive field over 44"] == "7"
+    assert rules[RECEPTIVE_FIELD] == "7"
 
 
 class Branching(nn.Module):

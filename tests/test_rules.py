@@ -9,13 +9,13 @@ from torch import nn
 import model
 from model import ARCHS, Row, build
 from receptive_field import trace
-from rules import checklist
+from rules import GOAL, PARAMETERS, RECEPTIVE_FIELD, checklist
 
 # The one rule that an edit of the small table breaks, and the rows it changes.
 EDITS = {
     "no max pooling": {"c3.down": [..., Row("c3.pool", 0, 2, 1, 1, 0, "maxpool")]},
-    "under 200,000 parameters": {"c4.conv": {"channels": 16000}},
-    "receptive field over 44": {
+    PARAMETERS: {"c4.conv": {"channels": 16000}},
+    RECEPTIVE_FIELD: {
         name: {"stride": 1, "padding": 0} for name in ("c1.down", "c2.down", "c3.down")
     },
     "three shrinking 3x3 layers": {
@@ -172,7 +172,7 @@ def test_flattening_is_no_pooling():
 
 
 BLOCKS, SHRINKING = "four blocks of 3x3 layers", "three shrinking 3x3 layers"
-FIELD, SEPARABLE = "receptive field over 44", "depthwise-separable layer"
+SEPARABLE = "depthwise-separable layer"
 DILATED, END = "dilated layer", "GAP, then 1x1 or linear"
 
 
@@ -288,7 +288,7 @@ def test_global_pooling_in_two_halves(pool):
 
     net = nn.Sequential(*convolutions({}, {}), Halves(), nn.Linear(8, 10))
     rules = {rule.text: rule for rule in checklist(net, trace(net))}
-    assert rules[FIELD].value == "5"
+    assert rules[RECEPTIVE_FIELD].value == "5"
     assert rules[END].passed == (pool in ("sum", "mean"))
 
 
@@ -297,7 +297,7 @@ def test_a_map_of_one_pixel_is_not_pooled():
         *convolutions(*[{"stride": 2}] * 6), nn.Flatten(), nn.Linear(8, 10)
     )
     rules = {rule.text: rule for rule in checklist(net, trace(net))}
-    assert rules[FIELD].value == "127"  # of the last convolution
+    assert rules[RECEPTIVE_FIELD].value == "127"  # of the last convolution
     assert not rules[END].passed
 
 
@@ -314,7 +314,7 @@ def test_of_height_and_width_the_smaller_view_counts(call, monkeypatch):
 
     monkeypatch.setitem(ARCHS, "wide", Wide)
     _, output, _ = call(model.main, "--arch", "wide", "--plot")
-    assert "  FAIL  receptive field over 44     1x57 (height x width)\n" in output
+    assert f"  FAIL  {RECEPTIVE_FIELD}     1x57 (height x width)\n" in output
     assert "1x9    1x2" in output
 
 
@@ -323,7 +323,7 @@ def test_pooling_a_part_of_the_map_is_not_global():
     net = nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(8, 10))
     rules = {rule.text: rule for rule in checklist(net, trace(net))}
     assert rules[END].passed is False
-    assert "7" not in rules[FIELD].value
+    assert "7" not in rules[RECEPTIVE_FIELD].value
 
 
 def test_a_convolution_that_never_learns_is_no_layer():
@@ -344,7 +344,7 @@ def test_a_weight_that_is_made_of_parameters_learns():
 def test_what_is_not_seen_may_hold_what_is_not_found():
     inside = torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 3), nn.MaxPool2d(2)))
     rules = verdicts(*convolutions({}), inside)
-    for rule in (SHRINKING, SEPARABLE, DILATED, "no max pooling", FIELD):
+    for rule in (SHRINKING, SEPARABLE, DILATED, "no max pooling", RECEPTIVE_FIELD):
         assert rules[rule].passed is None
     assert rules[END].passed
 
@@ -363,9 +363,9 @@ def test_scores_that_are_probabilities_are_noted(call, monkeypatch, last):
 def test_accuracy_is_a_rule_where_it_is_known():
     net = build("small", "dilated", "batch", None)
     nodes = trace(net)
-    for accuracy, is_enough in ((0.85, True), (0.8499, False)):
+    for accuracy, is_enough in ((GOAL, True), (GOAL - 0.0001, False)):
         rule = checklist(net, nodes, accuracy, "mnist")[-1]
-        assert rule.text == "test accuracy of 85 %"
+        assert rule.text == f"test accuracy of {100 * GOAL:.0f} %"
         assert rule.value == f"{accuracy:.2%} on mnist"
         assert rule.passed is is_enough
 
@@ -380,7 +380,7 @@ def test_an_unknown_receptive_field_is_marked_and_ends_in_status_1(call, monkeyp
     assert status == 1
     assert errors == ""
     (line,) = [line for line in output.splitlines() if line.startswith("  ?")]
-    assert "receptive field over 44" in line
+    assert RECEPTIVE_FIELD in line
     assert "interpolate" in line
 
 
