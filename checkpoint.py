@@ -3,6 +3,7 @@
 Beside them stand the history, the other files of a training, and how one goes on.
 """
 
+import copy
 import hashlib
 import importlib.metadata
 import io
@@ -18,7 +19,7 @@ import torch
 
 import utils
 from machine import is_restart, run_id
-from model import ARCHS, Net, place_of, try_out
+from model import ARCHS, TRIED, Net, Unfit, place_of, random_images, try_out
 from utils import UserError, check_regular_file, is_text, write_file
 
 FORMAT = 2  # of checkpoints; one of another number is refused
@@ -187,11 +188,12 @@ def check_restorable(net):
     again, _ = try_out(net)
     arch, weights = net.config["arch"], net.state_dict()
     try:
+        check_state(net)
         for name, weight in weights.items():
             if not isinstance(weight, torch.Tensor):
-                raise TypeError(f"{name} is no tensor")
+                raise Unfit(f"{name} is no tensor")
             if not weight.isfinite().all():
-                raise ValueError(f"{name} is not finite")
+                raise Unfit(f"{name} is not finite")
         with torch.random.fork_rng(devices=[]):  # whose draws are the training's
             restored = Net(**net.config)
         check_fit(restored, weights)
@@ -214,21 +216,54 @@ def check_restorable(net):
         )
 
 
+def check_state(net):
+    """Raise Unfit where training changes what a checkpoint does not keep, or not so.
+
+    Print a note where that are plain attributes: whether they matter is not known.
+    """
+    trained = copy.deepcopy(net).train()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        trained(random_images(TRIED))
+    before = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+    after = {name: tuple(value.shape) for name, value in trained.state_dict().items()}
+    for name in before | after:
+        if before.get(name) != after.get(name):
+            raise Unfit(f"{name} is made, or changes its shape, in training")
+    attributes = []
+    for (path, module), (_, other) in zip(net.named_modules(), trained.named_modules()):
+        for name in module._non_persistent_buffers_set:
+            buffer, changed = module._buffers[name], other._buffers[name]
+            if buffer is not None and not torch.equal(buffer, changed):
+                raise Unfit(
+                    f"the buffer {path}.{name} changes in training, but is not persistent"
+                )
+        for name, value in vars(module).items():
+            if isinstance(value, (int, float, torch.Tensor)) and name != "training":
+                changed = vars(other).get(name, value)
+                if not torch.equal(torch.as_tensor(value), torch.as_tensor(changed)):
+                    attributes.append(f"{path}.{name}".removeprefix("body."))
+    if attributes:
+        print(
+            f"note      training changes {', '.join(attributes)}, which no checkpoint keeps: "
+            "a resumed training may be another; a buffer is kept"
+        )
+
+
 def check_fit(net, weights):
-    """Raise ValueError where weights are not those of a network, by name and shape."""
+    """Raise Unfit where weights are not those of a network, by name and shape."""
     expected = {name: value.shape for name, value in net.state_dict().items()}
     found = {name: value.shape for name, value in weights.items()}
     if expected == found:
         return
     for name, shape in expected.items():
         if name not in found:
-            raise ValueError(f"its weights lack {name}")
+            raise Unfit(f"its weights lack {name}")
         if found[name] != shape:
-            raise ValueError(
+            raise Unfit(
                 f"{name} is of shape {tuple(found[name])} in its weights, not {tuple(shape)}"
             )
     extra = sorted(set(found) - set(expected))
-    raise ValueError(f"its weights have {extra[0]}, which it lacks")
+    raise Unfit(f"its weights have {extra[0]}, which it lacks")
 
 
 def start_from(checkpoint, classes, path):

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from checkpoint import OLDER
 from model import Net
 from plots import save_figure, what_matters
-from receptive_field import trace
+from receptive_field import computed_macs, trace
 from rules import GOAL, RECEPTIVE_FIELD, checklist, count_parameters
 from utils import Parser, UserError, check_writable, run
 
@@ -97,7 +97,7 @@ def describe_network(config):
     for rule in checklist(net, nodes):
         if rule.text == RECEPTIVE_FIELD and rule.passed is not None:
             field = rule.value
-    macs = sum(node.macs for node in nodes)
+    macs = max(sum(node.macs for node in nodes), computed_macs(net))
     return {
         "parameters": f"{parameters:,}",
         "receptive field": field,

@@ -60,8 +60,8 @@ CLASSES = "classes"  # as a row's channels: as many as the data set has
 KERNELS = ("mirrored", "free")
 
 
-class BadScores(Exception):
-    """What a network returns is not a score for each class and image."""
+class Unfit(ValueError):
+    """A network, as a class of one's own may make it, that cannot be used here."""
 
 
 class Arch(NamedTuple):
@@ -283,9 +283,9 @@ class Net(nn.Module):
         if not isinstance(scores, torch.Tensor):
             when = "training" if self.training else "evaluation"
             kind = type(scores).__name__
-            raise BadScores(f"in {when} it returns a {kind}, not a tensor of scores")
+            raise Unfit(f"in {when} it returns a {kind}, not a tensor of scores")
         if scores.ndim < 2:
-            raise BadScores(
+            raise Unfit(
                 f"of {len(images)} images it returns scores of the shape "
                 f"{tuple(scores.shape)}, not ({len(images)}, classes)"
             )
@@ -346,7 +346,7 @@ def build(
 def place_of(error, arch):
     """Where the code of a class of one's own stands that an error comes from."""
     forward = getattr(ARCHS[arch], "forward", None)
-    if not isinstance(error, BadScores) or forward is None:
+    if not isinstance(error, Unfit) or forward is None:
         return line_of(error)
     code = inspect.unwrap(forward).__code__
     name = f"{ARCHS[arch].__name__}.forward"
@@ -354,7 +354,7 @@ def place_of(error, arch):
 
 
 def check_scores(net):
-    """Raise BadScores where a network does not give a score for each class and image.
+    """Raise Unfit where a network does not give a score for each class and image.
 
     It runs as it will: for one image and for several, in training and in evaluation.
     """
@@ -368,12 +368,12 @@ def check_scores(net):
             when = f"in {'training' if in_training else 'evaluation'}"
             wanted = (count, net.config["classes"])
             if scores.shape != wanted:
-                raise BadScores(
+                raise Unfit(
                     f"its scores of {count} images {when} have the shape "
                     f"{tuple(scores.shape)}, not {wanted}"
                 )
             if not scores.isfinite().all():
-                raise BadScores(f"its scores of random images {when} are not finite")
+                raise Unfit(f"its scores of random images {when} are not finite")
 
 
 def random_images(count, device="cpu"):
@@ -500,25 +500,35 @@ def summarise(net, nodes):
 
     `nodes` are those of `trace`.
     """
-    modules = dict(net.named_modules())
-    lines = []
+    groups = []
     for name, members in groupby(nodes, key=lambda node: name_of(net, node)):
         members = list(members)
         if any(node.window for node in members):
-            lines.append(line_of_summary(modules, name, members))
-    return lines
+            groups.append((name, members))
+    modules = dict(net.named_modules())
+    names = {name for name, _ in groups}
+    return [line_of_summary(modules, names, *group) for group in groups]
 
 
-def line_of_summary(modules, name, members):
-    """The `Line` of the nodes that run in one row or layer; `modules` are all, by name."""
+def line_of_summary(modules, names, name, members):
+    """The `Line` of the nodes that run in one row or layer.
+
+    `modules` are all, by name; `names` are those of all lines.
+    """
     windows = [node for node in members if node.window]
     main = max(windows, key=lambda node: (max(node.window.kernel), node.macs))
     last = members[-1]
     parameters = "?" if any(node.learns for node in members) else "0"
     for path in (f"body.{name}", name):
-        if path in modules:
-            parameters = f"{count_parameters(modules[path]):,}"
-            break
+        if path in modules and parameters == "?":
+            own = set(modules[path].parameters())
+            for (
+                other
+            ) in names:  # those of the layers in it that have a line of their own
+                if other.startswith(f"{name}."):
+                    inside = modules.get(f"body.{other}", modules.get(other))
+                    own -= set(inside.parameters()) if inside else set()
+            parameters = f"{sum(weight.numel() for weight in own):,}"
     return Line(
         name=name,
         kind=kind_of(members, windows, main),

@@ -140,8 +140,13 @@ def computed_macs(net):
     """The multiply-adds of an image that are computed when a network runs as it is."""
     net = copy.deepcopy(net).cpu().float().eval()
     images = torch.zeros(2, 3, SIDE, SIDE)  # some networks take one image for no batch
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(images)
+    had_fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # whose inside is not counted
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(had_fast_path)
     return counter.get_total_flops() // 2 // 2  # of two images; a multiply-add is two
 
 
@@ -169,7 +174,8 @@ class Call:
 
     def note_weight(self, weight):
         self.node.weight = tuple(weight.shape)
-        self.node.learns = id(weight) in self.learned
+        # One that is computed from the image as well is taken for one that learns.
+        self.node.learns = id(weight) in self.learned or id(weight) in self.values
 
     def places(self, tensor):
         """Those of the only argument that depends on the image, or Unknown is raised."""

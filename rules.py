@@ -41,7 +41,8 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     `dataset` adds the rule on it. Where part of the network is not seen, what is not found
     may be there: such a rule is not decided.
     """
-    pools = [node for node in nodes if "max_pool" in node.operation]
+    # Of all of a map it is the next rule's affair, or a gate's.
+    pools = [n for n in nodes if "max_pool" in n.operation and not pools_all(n)]
     separable = [node for node in nodes if is_separable(node, nodes)]
     dilated = [node for node in nodes if is_dilated(node)]
     is_hidden = any(node.operation in (STOPPED, UNSEEN) for node in nodes)
@@ -157,14 +158,14 @@ def rule_on_the_end(net, output, is_hidden):
     value = names_of(net, named)
     if passed and not layers:
         value += ", and no layer behind it (that is optional)"
+    is_hidden = is_hidden or bool(output.unknown)
     return rule_where("GAP, then 1x1 or linear", value, passed, is_hidden)
 
 
 def walk_back(output):
     """From the scores back to the last map: the operations behind it, and that map.
 
-    It is what enters global pooling, or else what the last convolution gives that looks at
-    more than one pixel. Returns two lists of nodes; the map is more than one where a network
+    It is what enters global pooling, or else what the last convolution of a map gives. Returns two lists of nodes; the map is more than one where a network
     ends in branches.
     """
     behind, maps, waiting = [], [], [output]
@@ -172,13 +173,13 @@ def walk_back(output):
         node = waiting.pop()
         if node in behind or node in maps:
             continue
-        if node.operation == "conv2d" and is_larger(node):
+        is_of_map = is_larger(node) if node.window else False
+        if node.operation == "conv2d" and (is_of_map or node.sources[0].size != (1, 1)):
             maps.append(node)
             continue
         behind.append(node)
-        looks_around = node.window is not None and is_larger(node)
         for source in node.sources:
-            if not looks_around or pools_an_axis(source):
+            if not is_of_map or pools_an_axis(source):
                 waiting.append(source)
             elif source not in maps:
                 maps.append(source)
@@ -194,8 +195,7 @@ def pools_all(node):
     if not is_pool(node) or node.size != (1, 1):
         return False
     height, width = node.sources[0].size
-    kernel = node.window.kernel
-    return is_larger(node) and kernel[0] >= height and kernel[1] >= width
+    return node.window.kernel[0] >= height and node.window.kernel[1] >= width
 
 
 def pools_an_axis(node):

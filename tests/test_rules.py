@@ -349,6 +349,96 @@ def test_what_is_not_seen_may_hold_what_is_not_found():
     assert rules[END].passed
 
 
+class Gated(nn.Module):
+    """The largest value of each channel weighs it."""
+
+    def forward(self, x):
+        return x * torch.sigmoid(F.adaptive_max_pool2d(x, 1))
+
+
+class Dynamic(nn.Conv2d):
+    """Its weight depends on the image."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * x.mean().sigmoid(), None, 1, 2, 2)
+
+
+def test_a_maximum_over_the_whole_map_is_no_pooling_between_layers():
+    layers = convolutions({"stride": 2}, {"stride": 2}, {"stride": 2}, {})
+    assert verdicts(*layers, Gated())["no max pooling"].passed
+    inception = nn.MaxPool2d(3, stride=1, padding=1)
+    assert verdicts(*layers, inception)["no max pooling"].passed is False
+    net = nn.Sequential(
+        *layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+    failed = [rule.text for rule in checklist(net, trace(net)) if rule.passed is False]
+    assert END in failed
+    assert "no max pooling" not in failed
+
+
+def test_pooling_a_map_of_one_pixel_is_global():
+    rules = verdicts(*convolutions(*[{"stride": 2}] * 5))
+    assert rules[END].passed
+    assert rules[RECEPTIVE_FIELD].value == "63"
+
+
+def test_the_end_of_an_unknown_map_is_not_decided():
+    class Mixing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = nn.Linear(1024, 1024)
+
+        def forward(self, x):
+            x = x.flatten(2)
+            return (x + self.tokens(x)).mean(2)
+
+    net = nn.Sequential(*convolutions({}), Mixing(), nn.Linear(8, 10))
+    rules = {rule.text: rule for rule in checklist(net, trace(net))}
+    assert rules[END].passed is None
+
+
+def test_a_weight_that_depends_on_the_image_is_of_a_layer():
+    rules = verdicts(*convolutions({}), Dynamic(8, 8, 3))
+    assert rules[DILATED].passed
+    assert rules[RECEPTIVE_FIELD].passed is None
+
+
+def test_multiply_adds_of_attention_are_counted(call, monkeypatch):
+    """By hand: 16 patches of 8 values, two products of 16 x 16 x 8, four of 16 x 8 x 8."""
+
+    class Attention(nn.Module):
+        def __init__(self, classes=10):
+            super().__init__()
+            self.patches = nn.Conv2d(3, 8, 8, 8)
+            self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, classes)
+
+        def forward(self, x):
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            return self.head(self.mix(x, x, x)[0].mean(1))
+
+    monkeypatch.setitem(ARCHS, "attention", Attention)
+    _, output, _ = call(model.main, "--arch", "attention")
+    hidden = 2 * 16 * 16 * 8 + 4 * 16 * 8 * 8
+    assert f"{hidden:,} more are computed in what is not listed" in output
+
+
+def test_parameters_of_a_block_are_listed_once():
+    """Though the block pools by itself, after its convolution."""
+
+    class Transition(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            return F.avg_pool2d(self.conv(x), 2)
+
+    net = nn.Sequential(*convolutions({}), Transition())
+    listed = {line.name: line.parameters for line in model.summarise(net, trace(net))}
+    assert listed == {"0": "224", "2.conv": "72", "2": "0"}
+
+
 @pytest.mark.parametrize("last", [nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)])
 def test_scores_that_are_probabilities_are_noted(call, monkeypatch, last):
     class Ending(nn.Sequential):

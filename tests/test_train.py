@@ -659,7 +659,49 @@ class Late(OwnNet):
         return super().forward(self.more(x))
 
 
+class Hidden(OwnNet):
+    """A mean that is kept, but in no checkpoint."""
+
+    def __init__(self, classes=10):
+        super().__init__(classes)
+        self.register_buffer("seen", torch.zeros(3, 1, 1), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.seen.mul_(0.9).add_(0.1 * x.detach().mean((0, 2, 3)).view(3, 1, 1))
+        return super().forward(x - self.seen)
+
+
+class Bank(OwnNet):
+    """A buffer that grows."""
+
+    def __init__(self, classes=10):
+        super().__init__(classes)
+        self.register_buffer("bank", torch.zeros(0, 3))
+
+    def forward(self, x):
+        if self.training:
+            self.bank = torch.cat([self.bank, x.detach().mean((2, 3))])[-512:]
+        return super().forward(x)
+
+
+class Filled(OwnNet):
+    """A buffer that the first batch makes."""
+
+    def __init__(self, classes=10):
+        super().__init__(classes)
+        self.register_buffer("first", None)
+
+    def forward(self, x):
+        if self.training and self.first is None:
+            self.first = x.detach().mean((0, 2, 3)).view(-1, 1, 1)
+        return super().forward(x)
+
+
 REFUSED = {
+    Hidden: "the buffer body.seen changes in training, but is not persistent",
+    Bank: "body.bank is made, or changes its shape, in training (Bank.forward, test_train",
+    Filled: "body.first is made, or changes its shape, in training",
     Squeezing: "of 1 images it returns scores of the shape (10,)",
     Auxiliary: "in training it returns a tuple, not a tensor of scores (Auxiliary.forward",
     Named: "in evaluation it returns a dict, not a tensor of scores (Named.forward",
@@ -705,6 +747,23 @@ def test_scores_that_differ_each_time_are_noted(call, monkeypatch):
     monkeypatch.setitem(ARCHS, "mine", Dropping)
     _, output, _ = call(train.main, *DIGITS, "--arch", "mine", "--dry-run")
     assert "gives other scores each time" in output
+
+
+def test_what_no_checkpoint_keeps_is_noted(call, monkeypatch):
+    class Scheduled(OwnNet):
+        def __init__(self, classes=10):
+            super().__init__(classes)
+            self.steps, self.mean, self.fixed = 0, torch.zeros(3), 7
+
+        def forward(self, x):
+            if self.training:
+                self.steps += 1
+                self.mean = 0.9 * self.mean + 0.1
+            return super().forward(x)
+
+    monkeypatch.setitem(ARCHS, "mine", Scheduled)
+    _, output, _ = call(train.main, *DIGITS, "--arch", "mine", "--dry-run")
+    assert "training changes steps, mean, which no checkpoint keeps" in output
 
 
 def test_a_class_keeps_its_own_norm(call, monkeypatch):
