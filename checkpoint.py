@@ -57,7 +57,7 @@ LEFT_IN_OUT = (
     "misclassified.png", "gradcam.png",
 )  # fmt: skip
 # What the `Net.config` of older versions lacks, and what it was then.
-OLDER = {"kernels": "free", "activation": "relu"}
+OLDER = {"kernels": "free", "activation": "relu", "side": 32}
 OLDER_OPTIONS = {"peak": 0.3}  # and their options
 
 

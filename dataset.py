@@ -258,7 +258,17 @@ def load_cifar(source, data_dir, train):
         data_dir = Path(data_dir).absolute().parent  # it is itself the data set
     remedy = f"put {source.filename} there, of just this name, or {source.base_folder}/"
     data = from_torchvision(source, data_dir, train, remedy)
-    return data.data, data.targets, data.classes
+    return in_size(data.data), data.targets, data.classes
+
+
+def in_size(images):
+    """Images (N, H, W, ...) in the size SIDE x SIDE."""
+    if images.shape[1:3] == (SIDE, SIDE):
+        return images
+    resized = []
+    for image in images:
+        resized.append(cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC))
+    return np.stack(resized)
 
 
 def load_cifar10(data_dir, train):
@@ -280,8 +290,7 @@ def load_mnist(data_dir, train):
     remedy = f"put {archives} into {folder}, and nothing else"
     data = from_torchvision(MNIST, data_dir, train, remedy)
     grey = data.data.numpy()  # (N, 28, 28)
-    margin = (SIDE - 28) // 2
-    grey = np.pad(grey, ((0, 0), (margin, margin), (margin, margin)))
+    grey = in_size(np.pad(grey, ((0, 0), (2, 2), (2, 2))))  # from 32x32
     classes = [str(digit) for digit in range(10)]
     return grey_to_rgb(grey), data.targets.tolist(), classes
 

@@ -10,6 +10,8 @@ leaves pictures in results/, of given images in images.png.
 """
 
 import glob
+import json
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import matplotlib
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import classification_report, confusion_matrix
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from checkpoint import load_checkpoint, restore
@@ -41,7 +44,7 @@ from machine import (
     pick_precision,
     place,
 )
-from model import title_of
+from model import random_images, title_of
 from plots import most_confident, plot_confusion, plot_images, plot_mistakes, show
 from receptive_field import gives_map, keeps_axes, trace
 from rules import checklist, print_checklist
@@ -53,6 +56,7 @@ from utils import (
     printable,
     run,
     write_csv,
+    write_file,
     write_json,
 )
 
@@ -62,7 +66,7 @@ PICTURED = 60  # images of --images at most: each takes memory, and all must be 
 
 @torch.no_grad()  # in inference mode, what a layer puts in a buffer's place stays unwritable
 def predict(net, images, device, dtype, mirror=False, batch_size=200, world=ALONE):
-    """Scores (N, classes), float32 on the CPU, of uint8 images (N, 32, 32, 3).
+    """Scores (N, classes), float32 on the CPU, of uint8 images (N, SIDE, SIDE, 3).
 
     With `mirror` they are the mean of those of the image and of its mirror image. Several
     processes share out the batches, and each gets all scores.
@@ -212,7 +216,7 @@ class MapRecorder(TorchFunctionMode):
 def grad_cam(net, images, targets, layer=None):
     """How far each place speaks for a class: (N, h, w), its largest value scaled to 1.
 
-    `images` are uint8 (N, 32, 32, 3), `targets` (N,) the numbers of the classes. The map
+    `images` are uint8 (N, SIDE, SIDE, 3), `targets` (N,) the classes' numbers. The map
     is that of the last feature map with height and width on the way to the scores, or of
     what a `layer` of the network gives: its channels, weighted by the mean gradient of the class's score, summed, and cut off below
     0. Where nothing speaks for the class it is 0 throughout, as it is where there is none.
@@ -265,7 +269,7 @@ def find_layer(net, name):
 
 
 def overlay(images, maps):
-    """Images with their maps laid over them in colour, uint8 (N, 32, 32, 3)."""
+    """Images with their maps laid over them in colour, uint8 (N, SIDE, SIDE, 3)."""
     size = images.shape[1:3]
     maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
     colours = torch.from_numpy(
@@ -342,6 +346,12 @@ def parse_arguments(argv):
     add("--layer", help="the layer that Grad-CAM looks at (default: the last map)")
     add("--json", metavar="FILE", help="write the metrics there too")
     add(
+        "--export",
+        metavar="FILE.onnx",
+        help="write the network there as ONNX and do no more: uint8 images in (N, 3, H, W), "
+        "probabilities out, the names of the classes in its metadata",
+    )
+    add(
         "--predictions",
         metavar="FILE.csv",
         help="write the actual and the predicted class of each test image there",
@@ -356,12 +366,15 @@ def main(argv=None):
     if args.images:
         names = ["images.png"]
     pictures = [Path(args.out) / name for name in names]
-    check_writable(*pictures, *filter(None, (args.json, args.predictions)))
+    check_writable(*pictures, *filter(None, (args.json, args.predictions, args.export)))
     device = pick_device(args.device)
     keep_freed_memory(device)
     dtype = pick_precision(device, args.amp)
     checkpoint = load_checkpoint(args.ckpt)
     net = place(restore(checkpoint), device)
+    if args.export:
+        export(net, checkpoint["classes"], args.export)
+        return 0
     trained_on = checkpoint["args"]["dataset"]
     source = DATASETS.get(trained_on if args.images else args.dataset or trained_on)
     if args.tta and source and not source.mirror:
@@ -421,6 +434,69 @@ def evaluate(args, checkpoint, net, device, dtype, pictures):
         content["report"] = report(labels, scores, classes, output_dict=True)
         content["rules"] = [rule._asdict() for rule in rules]
         write_json(args.json, content)
+
+
+class Probabilities(nn.Module):
+    """A network with softmax behind it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        return self.net(images).softmax(1)
+
+
+def export(net, classes, path):
+    """Write a network as ONNX, for any number of images, in one file.
+
+    It is written once onnxruntime has given the same probabilities as PyTorch. Raises
+    UserError where packages lack, PyTorch cannot export the network, or these differ.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401 - which the exporter needs
+    except ImportError:
+        raise UserError(
+            "--export needs more packages: python -m pip install onnx onnxscript onnxruntime"
+        )
+    net = Probabilities(net.cpu()).eval()
+    any_number = ({0: torch.export.Dim("images")},)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                net,
+                (random_images(2),),
+                dynamo=True,
+                dynamic_shapes=any_number,
+                input_names=["images"],
+                output_names=["probabilities"],
+                verbose=False,
+            )
+    except Exception as error:  # noqa: BLE001 - of many types, by what the network does
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"PyTorch cannot export this network as ONNX: {reason}")
+    model = program.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "classes", json.dumps(classes)
+    data = model.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for count in (1, 5):
+        images = random_images(count)
+        (found,) = session.run(None, {"images": images.numpy()})
+        with torch.no_grad():
+            difference = (net(images) - torch.from_numpy(found)).abs().max().item()
+        largest = max(largest, difference)
+    if not largest <= 1e-4:
+        raise UserError(
+            f"onnxruntime gives other probabilities, by up to {largest:.2g}"
+        )
+    write_file(path, data)
+    print(
+        f"Written: {path}; onnxruntime gives the same probabilities, to {largest:.0e}"
+    )
 
 
 def write_predictions(path, results):

@@ -243,9 +243,23 @@ class Net(nn.Module):
     """
 
     def __init__(
-        self, arch, rows, classes, norm, dropout, mean, std, kernels, activation
+        self,
+        arch,
+        rows,
+        classes,
+        norm,
+        dropout,
+        mean,
+        std,
+        kernels,
+        activation,
+        side=SIDE,
     ):
         super().__init__()
+        if side != SIDE:
+            raise Unfit(
+                f"it is for images of {side}x{side} pixels: set SIDE of utils.py to {side}"
+            )
         self.config = {
             "arch": arch,
             "rows": None if rows is None else [list(row) for row in rows],
@@ -256,6 +270,7 @@ class Net(nn.Module):
             "std": list(std),
             "kernels": kernels,
             "activation": activation,
+            "side": side,
         }
         for name, values in (("mean", mean), ("std", std)):
             values = torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
@@ -320,7 +335,7 @@ def build(
 ):
     """The `Net` of these names; None is the default of the table or of the class.
 
-    Raises UserError where it makes no network for 32x32 images.
+    Raises UserError where it makes no network for images of SIDE x SIDE pixels.
     """
     chosen = table_of(arch)
     if chosen is None:

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ import engine
 import evaluate
 import plots
 import train
-from checkpoint import History, load_checkpoint
+from checkpoint import History, load_checkpoint, restore
 from evaluate import grad_cam, grad_cam_or_note, overlay
 from rules import GOAL
 
@@ -351,6 +352,46 @@ def test_mistakes_and_layer_of_choice(trained, call, fails, monkeypatch):
     assert "--layer c9: the network has c1.conv, c1.down, " in fails(
         evaluate.main, *options
     )
+
+
+def test_export_names_the_packages_that_lack(trained, fails, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
+    errors = fails(evaluate.main, *options)
+    assert "python -m pip install onnx onnxscript onnxruntime" in errors
+
+
+def test_export_is_the_same_network(trained, call, fails, monkeypatch):
+    """In onnxruntime, which knows nothing of PyTorch; one that is not is not written."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="--export needs it")
+    pytest.importorskip("onnxscript", reason="--export needs it")
+    options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
+    status, output, _ = call(evaluate.main, *options)
+    assert status == 0
+    assert "Written: own.onnx" in output
+    assert [path.name for path in Path.cwd().glob("own.onnx*")] == ["own.onnx"]
+    session = onnxruntime.InferenceSession("own.onnx")
+    names = session.get_modelmeta().custom_metadata_map["classes"]
+    images, _, classes = dataset.load("digits", None, False)
+    assert json.loads(names) == classes
+    for count in (1, 7):
+        pixels = images[:count].permute(0, 3, 1, 2).contiguous()
+        (found,) = session.run(None, {"images": pixels.numpy()})
+        net = restore(load_checkpoint("results/a/best.pt")).eval()
+        with torch.no_grad():
+            expected = net(pixels).softmax(1)
+        assert np.allclose(found, expected, atol=1e-5)
+    Path("own.onnx").unlink()
+    monkeypatch.setattr(evaluate.Probabilities, "forward", lambda self, x: self.net(-x))
+    exported = torch.onnx.export
+
+    def other(net, *arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(net), "forward", lambda self, x: self.net(x) + 1)
+            return exported(net, *arguments, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", other)
+    assert "gives other probabilities" in fails(evaluate.main, *options)
 
 
 def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):

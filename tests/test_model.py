@@ -13,6 +13,7 @@ from test_rules import edit
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import evaluate
 import model
 import plots
 from layers import (
@@ -282,17 +283,26 @@ def test_rows_as_they_run_are_shown(call):
     assert "a class runs as it is written" in output
 
 
-def test_images_have_their_size_from_one_place(tmp_path):
+def test_images_have_their_size_from_one_place(tmp_path, image_folder, fails):
+    """Images of 64x64 pixels train, are evaluated and classified; others are refused."""
     script = (
-        "import utils; utils.SIDE = 48\n"
-        "import nets, model, train\n"
+        "import utils; utils.SIDE = 64\n"
+        "import nets, model, train, evaluate, dataset\n"
         "model.main(['--arch', 'small'])\n"
-        "train.main(['--arch', 'small', '--dataset', 'digits', '--dry-run', '-j', '0'])"
+        f"options = ['--data-dir', {str(image_folder)!r}, '-b', '16', '-j', '0']\n"
+        "train.main(['--arch', 'small', *options, '--epochs', '1'])\n"
+        "evaluate.main([])\n"
+        f"evaluate.main(['--images', {str(image_folder / 'test' / 'dog')!r}])\n"
+        "print(dataset.in_size(dataset.np.zeros((2, 32, 32, 3), 'uint8')).shape)\n"
+        "print(dataset.load('digits', '', False)[0].shape)"
     )
     result = run_script(tmp_path, "-c", script, path=PATH)
     assert result.returncode == 0, result.stderr
-    assert "8x48x48" in result.stdout
-    assert "nothing was written" in result.stdout
+    assert "8x64x64" in result.stdout
+    assert "16 images read" in result.stdout
+    assert "(2, 64, 64, 3)\ntorch.Size([360, 64, 64, 3])" in result.stdout
+    message = "it is for images of 64x64 pixels: set SIDE of utils.py to 64"
+    assert message in fails(evaluate.main, "--ckpt", tmp_path / "best.pt")
 
 
 def test_in_training_statistics_are_those_of_the_outputs_that_are_read():
