@@ -201,9 +201,10 @@ class Recorder(TorchFunctionMode):
 
     def prepare(self, net):
         """Take the tensors that exist for constants; follow which module is running."""
-        for thing in gc.get_objects():
-            if type(thing) in (Tensor, Parameter) and id(thing) not in self.values:
-                self.keep(thing, None)
+        kinds = (Tensor, Parameter)
+        for tensor in [thing for thing in gc.get_objects() if type(thing) in kinds]:
+            if id(tensor) not in self.values:
+                self.keep(tensor, None)
         self.learned.update(id(weight) for weight in net.parameters())
 
         def enter(path):

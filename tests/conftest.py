@@ -1,5 +1,6 @@
 """What the tests share: the scripts called as a user does, and small data sets."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -31,6 +32,12 @@ def pytest_configure(config):
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("MAKELEVEL", None)  # what make runs says how to go on by make
+
+
+def pytest_collection_finish():
+    # Each trace of a network looks for tensors among all objects: fewer are faster.
+    gc.collect()
+    gc.freeze()
 
 
 def run_script(folder, *command, path="", timeout=600, on_gpu=False):

@@ -100,6 +100,23 @@ def test_commands_are_those_of_the_scripts(text, options_of):
                 assert name in options_of(script), f"{command}: {name}"
 
 
+@pytest.mark.slow
+def test_cells_of_the_notebook_run(tmp_path):
+    """In one process, as a notebook runs them; what they end with is looked at."""
+    text = (ROOT / "docs" / "notebook.md").read_text(encoding="utf-8")
+    cells = re.findall(r"(?s)```python\n(.+?)```", text)
+    assert len(cells) == 5
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, tmp_path)
+    before = "import matplotlib; matplotlib.use('agg')\n"
+    after = "\nprint(len(names), probabilities.shape)\n"
+    result = run_script(tmp_path, "-c", before + "\n".join(cells) + after)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("5 torch.Size([5, 10])\n")
+    assert (tmp_path / "drive" / "cifar" / "last.pt").exists()
+    assert (tmp_path / "results" / "compare.png").exists()
+
+
 EXECUTED = re.compile(r"<!-- executed by the tests -->\n+```\n(.+?)```", re.DOTALL)
 
 
