@@ -149,7 +149,7 @@ NO_PICTURES = (
     (4, b"ftypmif1", "HEIC: save it as JPEG"),
 )
 DATASET_HELP = (
-    "kind of images (default: folder, where --data-dir has train/; else cifar10)"
+    "kind of images (default: folder, where --data-dir holds images; else cifar10)"
 )
 HELD_OUT = 0.2  # of the images of a folder without a test part
 

@@ -403,7 +403,8 @@ def test_a_weight_that_depends_on_the_image_is_of_a_layer():
     assert rules[RECEPTIVE_FIELD].passed is None
 
 
-def test_multiply_adds_of_attention_are_counted(call, monkeypatch):
+@pytest.mark.parametrize("is_module", [True, False])
+def test_multiply_adds_of_attention_are_counted(call, monkeypatch, is_module):
     """By hand: 16 patches of 8 values, two products of 16 x 16 x 8, four of 16 x 8 x 8."""
 
     class Attention(nn.Module):
@@ -415,11 +416,13 @@ def test_multiply_adds_of_attention_are_counted(call, monkeypatch):
 
         def forward(self, x):
             x = self.patches(x).flatten(2).transpose(1, 2)
-            return self.head(self.mix(x, x, x)[0].mean(1))
+            if is_module:
+                return self.head(self.mix(x, x, x)[0].mean(1))
+            return self.head(F.scaled_dot_product_attention(x, x, x).mean(1))
 
     monkeypatch.setitem(ARCHS, "attention", Attention)
     _, output, _ = call(model.main, "--arch", "attention")
-    hidden = 2 * 16 * 16 * 8 + 4 * 16 * 8 * 8
+    hidden = 2 * 16 * 16 * 8 + (4 * 16 * 8 * 8 if is_module else 0)
     assert f"{hidden:,} more are computed in what is not listed" in output
 
 
