@@ -361,7 +361,7 @@ def in_words(listing, notes):
         named = zip(listing.classes, counts.values())
         each = ", ".join(f"{name} {count:,}" for name, count in named)
     words = f"{len(listing.paths):,} images of {len(counts)} classes ({each})"
-    words += f"{notes_in_words(notes)} from {listing.folder}"
+    words += f" from {listing.folder}{notes_in_words(notes)}"
     if listing.whole:
         words += (
             f", which has no test/: a fifth of its {listing.whole:,} is held out as it"

@@ -95,6 +95,7 @@ NOT_KEPT = (
     "device", "dry_run", "find_lr", "is_continued", "resume", "rules", "seeds", "workers",
 )  # fmt: skip
 MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
+SMALL_BATCH = 32  # for few images
 NATURAL, POSITIVE = number(int, 0), number(int, 1)
 RATE, FRACTION = number(float, 0), number(float, 0, 1)
 
@@ -416,10 +417,10 @@ def load_images(args, world):
     )
     note_oddities(splits)
     steps = len(splits["train"][1]) // args.batch_size
-    if steps < 10:
+    if steps < 10 and args.batch_size > SMALL_BATCH:
         print(
             f"note      an epoch has {steps} steps: with so few images a smaller batch, such "
-            "as -b 32, learns more in as many epochs"
+            f"as -b {SMALL_BATCH}, learns more in as many epochs"
         )
     if args.dry_run:
         for name, (images, labels) in splits.items():
