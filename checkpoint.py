@@ -19,7 +19,7 @@ import torch
 
 import utils
 from machine import is_restart, run_id
-from model import ARCHS, TRIED, Net, Unfit, place_of, random_images, try_out
+from model import ARCHS, TRIED, Net, Unfit, is_close, place_of, random_images, try_out
 from utils import UserError, check_regular_file, is_text, write_file
 
 FORMAT = 2  # of checkpoints; one of another number is refused
@@ -167,14 +167,6 @@ def restore(checkpoint, name="the checkpoint"):
             f"the network of {name}, '{arch}', cannot be built: {error}{place}"
         )
     return net
-
-
-def is_close(scores, others, tolerance=0.01):
-    """Whether scores are those of one network, on machines that round otherwise.
-
-    `tolerance` is the share of their standard deviation by which they may differ.
-    """
-    return (scores - others).abs().max() <= tolerance * others.std()
 
 
 def check_restorable(net):

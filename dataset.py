@@ -713,7 +713,12 @@ def layout_of(file):
     """How the pixels lie in a file, such as "RGB;16B" and "" where that is not known; and
     whether large values are dark, in a TIFF whose values Pillow leaves as they are."""
     tiles = getattr(file, "tile", [])  # of some formats there are none
-    layout = str(tiles[0].args) if tiles else ""
+    settings = tiles[0].args if tiles else ""
+    if not isinstance(settings, tuple):
+        settings = (settings,)
+    layout = str(settings[0]) if settings else ""
+    if file.format == "PPM" and 65535 in settings:  # the largest value
+        layout += ";16"
     is_negative = file.mode[0] in "IF" and file.format == "TIFF"
     return layout, is_negative and file.tag_v2.get(PHOTOMETRIC) == 0
 
@@ -731,9 +736,7 @@ def to_rgb(image, layout, is_negative, notes):
         if clear is not None:
             opaque = np.where(values == clear, 0, 255).astype(np.uint8)
             image.putalpha(Image.fromarray(opaque))
-    elif (
-        ";16" in layout or "65535" in layout
-    ):  # Pillow took the upper half of each value
+    elif ";16" in layout:  # Pillow took the upper half of each value
         highest = max(high for _, high in image.convert("RGB").getextrema())
         if highest < LEAST_WHITE // 256:
             raise ValueError(

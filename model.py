@@ -374,10 +374,8 @@ def check_scores(net):
     It runs as it will: for one image and for several, in training and in evaluation.
     """
     copied = copy.deepcopy(net)  # whose statistics may change
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.no_grad(),
-    ):  # a training's own draws stay
+    # Dropout draws here too: a training's own draws stay as they are.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         for count, in_training in ((2, False), (1, False), (TRIED, True)):
             scores = copied.train(in_training)(random_images(count))
             when = f"in {'training' if in_training else 'evaluation'}"
@@ -389,6 +387,15 @@ def check_scores(net):
                 )
             if not scores.isfinite().all():
                 raise Unfit(f"its scores of random images {when} are not finite")
+
+
+def is_close(scores, others, tolerance=0.01):
+    """Whether scores are those of one network, on machines that round otherwise.
+
+    `tolerance` is the share of their standard deviation by which they may differ: far above
+    rounding, far below another network.
+    """
+    return (scores - others).abs().max() <= tolerance * others.std()
 
 
 def random_images(count, device="cpu"):
@@ -420,8 +427,7 @@ def check_rows(net):
     with torch.no_grad():
         computed, written = (one.eval()(images) for one in (net, net.as_written()))
     net.train()
-    tolerance = 0.01 * written.std()  # far above rounding, far below another network
-    if (computed - written).abs().max() > tolerance:
+    if not is_close(computed, written):
         raise UserError(
             "the rows as computed give other scores than the table: leave the kind that you "
             "changed out of ONE_KERNEL of layers.py"
@@ -537,9 +543,8 @@ def line_of_summary(modules, names, name, members):
     for path in (f"body.{name}", name):
         if path in modules and parameters == "?":
             own = set(modules[path].parameters())
-            for (
-                other
-            ) in names:  # those of the layers in it that have a line of their own
+            # Without those of the layers in it that have a line of their own.
+            for other in names:
                 if other.startswith(f"{name}."):
                     inside = modules.get(f"body.{other}", modules.get(other))
                     own -= set(inside.parameters()) if inside else set()

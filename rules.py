@@ -165,8 +165,8 @@ def rule_on_the_end(net, output, is_hidden):
 def walk_back(output):
     """From the scores back to the last map: the operations behind it, and that map.
 
-    It is what enters global pooling, or else what the last convolution of a map gives. Returns two lists of nodes; the map is more than one where a network
-    ends in branches.
+    It is what enters global pooling, or else what the last convolution of a map gives.
+    Returns two lists of nodes; the map is more than one where a network ends in branches.
     """
     behind, maps, waiting = [], [], [output]
     while waiting:

@@ -526,6 +526,16 @@ def test_sixteen_bits_that_a_viewer_shows_black_are_refused(tmp_path):
         assert read_image(path).max() > 250
 
 
+def test_a_place_in_the_file_is_no_number_of_bits(tmp_path):
+    """Where the pixels begin is among what Pillow notes beside their layout."""
+    Image.new("RGB", (40, 40), (9, 9, 9)).save(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as file:
+        for settings in (("RGB", False, 165535), ("RGB", 65535, 1)):
+            file.tile = [file.tile[0]._replace(args=settings)]
+            assert dataset.layout_of(file) == ("RGB", False)
+    assert read_image(tmp_path / "a.tif").max() == 9
+
+
 def test_orientation_is_read_among_damaged_data(tmp_path):
     pixels = np.zeros((40, 40, 3), np.uint8)
     pixels[:20] = 255
