@@ -9,7 +9,9 @@ report, confusion matrix and the assignment's rules, or what it takes the given 
 leaves pictures in results/, of given images in images.png.
 """
 
+import contextlib
 import glob
+import io
 import json
 import warnings
 from collections import Counter
@@ -54,6 +56,7 @@ from utils import (
     check_writable,
     number,
     printable,
+    progress,
     run,
     write_csv,
     write_file,
@@ -73,7 +76,8 @@ def predict(net, images, device, dtype, mirror=False, batch_size=200, world=ALON
     """
     net.eval()
     scores = []
-    for batch in world.shard(images.permute(0, 3, 1, 2).split(batch_size)):
+    batches = world.shard(images.permute(0, 3, 1, 2).split(batch_size))
+    for batch in progress(batches, "evaluation"):
         batch = batch.to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             result = net(batch).float()
@@ -218,8 +222,9 @@ def grad_cam(net, images, targets, layer=None):
 
     `images` are uint8 (N, SIDE, SIDE, 3), `targets` (N,) the classes' numbers. The map
     is that of the last feature map with height and width on the way to the scores, or of
-    what a `layer` of the network gives: its channels, weighted by the mean gradient of the class's score, summed, and cut off below
-    0. Where nothing speaks for the class it is 0 throughout, as it is where there is none.
+    what a `layer` of the network gives: its channels, weighted by the mean gradient of the
+    class's score, summed, and cut off below 0. Where nothing speaks for the class it is 0
+    throughout, as it is where there is none.
     Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
     Localization", ICCV 2017.
     """
@@ -398,7 +403,8 @@ def evaluate(args, checkpoint, net, device, dtype, pictures):
     """Print and draw how good a network is on the test images, and where it fails."""
     classes = checkpoint["classes"]
     layer = find_layer(net, args.layer) if args.layer else None
-    dataset, images, labels, names = test_images(args, checkpoint)
+    with contextlib.redirect_stdout(io.StringIO()) as told:  # the accuracy comes first
+        dataset, images, labels, names = test_images(args, checkpoint)
     scores = predict(net, images, device, dtype, args.tta)
     metrics = measure(scores, labels)
     matrix = confusion_matrix(labels, scores.argmax(1), labels=range(len(classes)))
@@ -406,6 +412,7 @@ def evaluate(args, checkpoint, net, device, dtype, pictures):
 
     averaged = " and their mirror images" if args.tta else ""
     print(f"Test {show(metrics)}, on the {len(labels):,} images of {dataset}{averaged}")
+    print(told.getvalue(), end="")
     print(f"\n{report(labels, scores, classes, digits=4)}")
     print_matrix(matrix, classes)
     if args.rules == "on":

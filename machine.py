@@ -149,7 +149,7 @@ def compile_where_it_pays(training, choice, image_count, batch, world):
     is_worth_it = image_count >= COMPILE_FROM.get(training.device.type, math.inf)
     if choice == "off" or (choice == "auto" and not is_worth_it):
         return False
-    print("compiling the network, which takes a while", flush=True)
+    print("compiling the network, which takes a while")
     compiled = [training.net, *training.teachers]
     for net in compiled:
         net.compile()

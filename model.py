@@ -90,6 +90,19 @@ ARCHS = {
         Row("o.gap",       0,  0, 0, 0, 0, "gap"),
         Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
     ], kernels="mirrored"),
+    # The default's layers without mirrored kernels, and narrower: as many parameters.
+    "plain": Arch([
+        Row("c1.conv",    32,  3, 1, 1, 1, "plain"),
+        Row("c1.down",    64,  3, 2, 2, 2, "plain"),      # 32x32 -> 16x16
+        Row("c2.conv",    64,  3, 1, 1, 1, "residual"),
+        Row("c2.down",    64,  3, 2, 2, 2, "plain"),      # 16x16 -> 8x8
+        Row("c3.conv",    64,  3, 1, 1, 1, "residual"),
+        Row("c3.conv2",   64,  3, 1, 1, 1, "residual"),
+        Row("c3.down",    40,  3, 1, 2, 1, "plain"),      # 8x8 -> 6x6
+        Row("c4.conv",   112,  3, 1, 1, 1, "separable"),
+        Row("o.gap",       0,  0, 0, 0, 0, "gap"),
+        Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
+    ]),
     # For a long training: most of the work at 32x32, where a weight is used 1,024 times.
     "record": Arch([
         Row("c1.conv",    48,  3, 1, 1, 1, "plain"),

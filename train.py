@@ -626,7 +626,7 @@ def print_epoch(history, epochs, images):
     )
     if history.best is row:
         line += "  best"
-    print(line, flush=True)
+    print(line)
 
 
 def report(history, files, title, args):

@@ -36,8 +36,9 @@ class OwnError(UserError):
 def run(main):
     """Run a script's `main` and exit with its status; 2 and one line on a `UserError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    # The name of a file may hold what the terminal's encoding lacks: print it escaped.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    # The name of a file may hold what the terminal's encoding lacks: print it escaped. And
+    # what is written into a file can be read there line by line, while it goes on.
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         status = main()
         sys.stdout.flush()
@@ -71,8 +72,13 @@ def uninterrupted():
 
 def complain(message, in_any_process=False):
     """Print one line on stderr; of the processes torchrun started, one per node does."""
-    if in_any_process or os.environ.get("LOCAL_RANK", "0") == "0":
+    if in_any_process or is_first_on_its_node():
         print(printable(" ".join(message.split())), file=sys.stderr)
+
+
+def is_first_on_its_node():
+    """Whether no other of the processes that torchrun started here speaks for this one."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def printable(text):
@@ -112,8 +118,9 @@ def check_regular_file(path):
 
 
 def progress(items, name, **settings):
-    """A bar, on a terminal alone, and in one process of those that torchrun started."""
-    return tqdm(items, name, leave=False, disable=None, file=sys.stdout, **settings)
+    """A bar on stderr, on a terminal alone, in one of the processes that torchrun started."""
+    is_off = None if is_first_on_its_node() else True  # None: where it is no terminal
+    return tqdm(items, name, leave=False, disable=is_off, **settings)
 
 
 class DefaultsInWords(argparse.ArgumentDefaultsHelpFormatter):

@@ -3,14 +3,19 @@
 import contextlib
 import csv
 import json
+import re
 import shutil
+import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from nets import OwnNet
 from PIL import Image
 from torch import nn
@@ -392,6 +397,65 @@ def test_export_is_the_same_network(trained, call, fails, monkeypatch):
 
     monkeypatch.setattr(torch.onnx, "export", other)
     assert "gives other probabilities" in fails(evaluate.main, *options)
+
+
+@pytest.mark.slow
+def test_the_exported_network_runs_in_a_web_page(trained, call):
+    """docs/classify.html, opened from its folder in Chromium with onnxruntime-web from npm."""
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="--export needs it")
+    api = pytest.importorskip("playwright.sync_api", reason="it opens the page")
+    chromium, npm = shutil.which("chromium"), shutil.which("npm")
+    if not chromium or not npm:
+        pytest.skip("needs chromium and npm")
+    page_file = ROOT / "docs" / "classify.html"
+    (address,) = re.findall(r'src="(https:.+)/[^/]+"', page_file.read_text("utf-8"))
+    package = re.search(r"onnxruntime-web@[\d.]+", address)[0]
+    subprocess.run([npm, "pack", package], check=True, capture_output=True)
+    with tarfile.open(next(Path.cwd().glob("*.tgz"))) as archive:
+        archive.extractall(filter="data")
+
+    options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
+    assert call(evaluate.main, *options)[0] == 0
+    images, _, classes = dataset.load("digits", None, False)
+    Image.fromarray(images[3].numpy()).save("small.png")
+    wide = np.zeros((50, 91, 3), np.uint8)
+    wide[:, 20:70] = cv2.resize(images[4].numpy(), (50, 50))
+    Image.fromarray(wide).save("wide.png")
+    Path("broken.png").write_bytes(b"no picture")
+    pixels = np.stack([images[3].numpy(), dataset.read_image("wide.png")])
+    net = restore(load_checkpoint("results/a/best.pt")).eval()
+    with torch.no_grad():
+        expected = net(torch.from_numpy(pixels).permute(0, 3, 1, 2)).softmax(1)
+
+    def answer(route):
+        name = route.request.url.removeprefix(address)
+        headers = {"Access-Control-Allow-Origin": "*"}
+        route.fulfill(path=f"package/dist{name}", headers=headers)
+
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox"]
+        )
+        page = browser.new_page()
+        page.route(f"{address}/*", answer)
+        page.goto(page_file.as_uri())
+        page.set_input_files("#network", "own.onnx")
+        page.set_input_files("#pictures", ["small.png", "wide.png"])
+        captions = page.locator("figcaption")
+        captions.nth(1).wait_for()
+        texts = captions.all_inner_texts()
+        assert page.inner_text("#error") == ""
+        page.set_input_files("#pictures", "broken.png")
+        page.wait_for_function("document.getElementById('error').textContent")
+        assert page.inner_text("#error").startswith("broken.png: ")
+        browser.close()
+    for text, name, shares in zip(texts, ("small.png", "wide.png"), expected):
+        likeliest = shares.topk(3)
+        lines = [name]
+        for share, number in zip(likeliest.values, likeliest.indices):
+            lines.append(f"{classes[number]} {100 * share:.1f} %")
+        assert text.splitlines() == lines
 
 
 def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):
