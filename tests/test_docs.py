@@ -1,8 +1,9 @@
 """What the texts promise: their links lead somewhere, and their commands are understood."""
 
 import contextlib
-import importlib
+import importlib.util
 import io
+import json
 import re
 import shlex
 import shutil
@@ -115,6 +116,53 @@ def test_cells_of_the_notebook_run(tmp_path):
     assert result.stdout.endswith("5 torch.Size([5, 10])\n")
     assert (tmp_path / "drive" / "cifar" / "last.pt").exists()
     assert (tmp_path / "results" / "compare.png").exists()
+
+
+# Runs the commands of a table one after another, each as if it were typed; of a training
+# one batch of scikit-learn's digits.
+TABLE_DRIVER = """
+import importlib, json, sys
+import train
+
+digits = ["--dataset", "digits", "-b", "64"]
+for folder in (["--name", "a"], ["--name", "b"], []):
+    assert train.main([*digits, *folder, "--epochs", "1"]) == 0
+for script, *options in json.loads(sys.argv[1]):
+    if script in ("train.py", "dataset.py"):
+        options += digits[:2]
+    if script == "train.py":
+        options += [*digits[2:], "--dry-run"]
+    print(script, *options, flush=True)
+    status = importlib.import_module(script.removesuffix(".py")).main(options)
+    assert not status, f"status {status}"
+"""
+
+
+@pytest.mark.slow
+def test_commands_for_assignments_run(tmp_path):
+    """Those of the table in docs/customize.md, which has as many rows as it says."""
+    text = (ROOT / "docs" / "customize.md").read_text(encoding="utf-8")
+    _, _, section = text.partition("## What assignments ask for")
+    section, _, _ = section.partition("\n## ")
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 25
+    assert "Twenty-five" in section
+    commands = []
+    for code in CODE.findall("\n".join(rows)):
+        words = code.replace("5000", "100").split()  # of 1,437 images
+        if words[0] == "python" and ("--export" not in words or has_onnx()):
+            commands.append(words[1:])
+    assert len(commands) > 25
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, tmp_path)
+    result = run_script(tmp_path, "-c", TABLE_DRIVER, json.dumps(commands))
+    assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr}"
+
+
+def has_onnx():
+    """Whether the packages are installed that evaluate.py --export wants."""
+    names = ("onnx", "onnxscript", "onnxruntime")
+    return all(importlib.util.find_spec(name) for name in names)
 
 
 EXECUTED = re.compile(r"<!-- executed by the tests -->\n+```\n(.+?)```", re.DOTALL)
