@@ -55,6 +55,7 @@ from utils import (
     progress,
     run,
 )
+from whole_batch import augment_batch, is_known
 
 cv2.setNumThreads(0)  # on images this small, OpenCV's threads only keep cores busy
 MOVE = 0.7  # probability that an image is shifted, scaled and rotated
@@ -971,6 +972,7 @@ class AugmentedImages(Dataset):
         self.start = self.generator.bit_generator.state
         self.python = random.Random()  # albumentations draws from both
         transform.set_random_state(self.generator, self.python)
+        self.is_known = is_known(transform)
         if len(images):
             check_augmentation(transform, images[0].numpy())
 
@@ -979,8 +981,7 @@ class AugmentedImages(Dataset):
 
     def __getitem__(self, key):
         epoch, indices = key
-        images = np.stack(list(self.augment(epoch, indices)))
-        batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+        batch = torch.from_numpy(self.augment(epoch, indices)).permute(0, 3, 1, 2)
         return batch, self.labels[indices]
 
     def set_generators(self, epoch, index):
@@ -992,11 +993,21 @@ class AugmentedImages(Dataset):
         self.python.seed(self.generator.bit_generator.random_raw())
 
     def augment(self, epoch, indices):
-        """Yield augmented images, uint8 (H, W, 3), as drawn in this epoch."""
-        images = self.images.numpy()
-        for index in indices:
-            self.set_generators(epoch, index)
-            yield self.transform(image=images[index])["image"]
+        """The images of these indices, augmented as drawn in this epoch: uint8 (N, H, W, 3)."""
+        indices = list(indices)
+
+        def begin(place):
+            self.set_generators(epoch, indices[place])
+
+        images = self.images.numpy()[indices]  # a copy
+        if self.is_known:
+            augment_batch(self.transform, images, begin)
+            return images
+        augmented = []
+        for place, image in enumerate(images):
+            begin(place)
+            augmented.append(self.transform(image=image)["image"])
+        return np.stack(augmented)
 
 
 class Batches(Sampler):

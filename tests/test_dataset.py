@@ -43,6 +43,7 @@ from dataset import (
     training_loader,
 )
 from utils import UserError
+from whole_batch import is_known
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -259,8 +260,84 @@ def test_draws_do_not_depend_on_what_was_drawn_before():
     in_order = list(data.augment(2, range(32)))
     list(data.augment(5, [4, 4, 4]))
     for index in (31, 0, 17):
-        alone = next(data.augment(2, [index]))
+        alone = data.augment(2, [index])[0]
         assert np.array_equal(alone, in_order[index])
+
+
+def random_step(generator):
+    """One of the three steps, or their parent Affine, with settings drawn at random."""
+    kind = generator.integers(4)
+    p = generator.choice([0.0, 0.3, 0.8, 1.0])
+    if kind == 0:
+        return A.HorizontalFlip(p=p)
+    if kind == 1:
+        longest = generator.choice([4, 16, 32, 40])
+        sizes = (int(longest) // 2, int(longest))
+        if generator.integers(2):
+            sizes = (0.1, 0.6)
+        return A.CoarseDropout((1, 3), sizes, sizes, fill=FILL if p < 1 else 9, p=p)
+    settings = {
+        "interpolation": int(generator.choice([0, 1, 2, 4])),
+        "border_mode": int(generator.choice([0, 1, 2, 4])),
+        "fill": FILL if p < 1 else 200.0,
+        "p": p,
+    }
+    limit = generator.random()
+    if kind == 2:
+        limits = {"shift_limit": limit, "rotate_limit": 180 * limit}
+        return A.ShiftScaleRotate(**limits, scale_limit=limit, **settings)
+    return A.Affine(
+        scale=(0.7, 1.5),
+        translate_px=(-3, 5) if generator.integers(2) else None,
+        rotate=(-30, 90),
+        shear=(-20, 10),
+        keep_ratio=bool(generator.integers(2)),
+        balanced_scale=bool(generator.integers(2)),
+        **settings,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:ShiftScaleRotate")
+def test_a_whole_batch_has_the_pixels_of_albumentations():
+    """2,000 draws of 100 augmentations whose steps and settings are drawn at random."""
+    generator = np.random.default_rng(0)
+    images, changed = noise(20), 0
+    for number in range(100):
+        steps = [random_step(generator) for _ in range(generator.integers(1, 5))]
+        transform = A.Compose(steps, p=generator.choice([0.5, 1.0]))
+        data = AugmentedImages(images, torch.arange(20), transform, number)
+        assert data.is_known, transform
+        for index, image in enumerate(data.augment(3, range(20))):
+            data.set_generators(3, index)
+            expected = transform(image=images[index].numpy())["image"]
+            assert np.array_equal(image, expected), transform
+            changed += not np.array_equal(image, images[index])
+    assert changed > 1000
+
+
+UNKNOWN = {
+    "another step": A.Compose([A.HorizontalFlip(), A.ColorJitter()]),
+    "noise in the hole": A.Compose([A.CoarseDropout(fill="random", p=1)]),
+    "a size of its own": A.Compose([A.Affine(fit_output=True, p=1), A.Resize(32, 32)]),
+    "steps in a step": A.Compose([A.OneOf([A.HorizontalFlip(), A.Affine()])]),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_not_known_goes_through_albumentations(name):
+    transform, images = UNKNOWN[name], noise(8)
+    data = AugmentedImages(images, torch.arange(8), transform, 0)
+    assert not data.is_known
+    for index, image in enumerate(data.augment(1, range(8))):
+        data.set_generators(1, index)
+        assert np.array_equal(image, transform(image=images[index].numpy())["image"])
+
+
+def test_another_version_of_albumentations_is_not_known(monkeypatch):
+    transform = steps_of_our_own()
+    assert is_known(transform)
+    monkeypatch.setattr(A, "__version__", "2.0.9")
+    assert not is_known(transform)
 
 
 STEPS = {

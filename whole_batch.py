@@ -1,0 +1,146 @@
+"""The augmentation of a whole batch at once: the pixels of albumentations, in a fifth of its time.
+
+Its steps stay the definition: they draw, each for itself and image by image, and the draws are
+then carried out for all images together. albumentations spends most of its time around these
+draws: checks, copies, and a second matrix for bounding boxes that are not there.
+"""
+
+from typing import NamedTuple
+
+import albumentations as A
+import cv2
+import numpy as np
+
+VERSION = "2.0.8"  # of albumentations: what is read here of its steps is this version's
+MOVES = (A.Affine, A.ShiftScaleRotate)
+
+
+class Draw(NamedTuple):
+    """What a step drew for a batch: the places of its images in it, and how each changes."""
+
+    step: A.BasicTransform
+    places: list
+    values: list  # of a move (shift, shear, scale, degrees); of a hole its corners; else None
+
+
+def is_known(transform):
+    """Whether `augment_batch` knows all that a transform does to an image."""
+    return (
+        A.__version__ == VERSION
+        and type(transform) is A.Compose
+        and not transform.processors  # of bounding boxes, say
+        and all(is_known_step(step) for step in transform.transforms)
+    )
+
+
+def is_known_step(step):
+    if type(step) is A.CoarseDropout:
+        return not isinstance(step.fill, str)  # "random" and others draw for each pixel
+    if type(step) in MOVES:
+        return not step.fit_output
+    return type(step) is A.HorizontalFlip
+
+
+def augment_batch(transform, images, set_generators):
+    """Augment uint8 images (N, H, W, 3) in place, as `transform(image=...)` does each of them.
+
+    `set_generators(place)` brings the generators of the transform to where those of an
+    image begin. `is_known` has to hold.
+    """
+    for draw in draw_batch(transform, len(images), images.shape[1:], set_generators):
+        if type(draw.step) is A.HorizontalFlip:
+            images[draw.places] = images[draw.places, :, ::-1]
+        elif type(draw.step) is A.CoarseDropout:
+            cut_holes(draw, images)
+        else:
+            move(draw, images)
+
+
+def draw_batch(transform, count, shape, set_generators):
+    """The `Draw` of each step for `count` images of a shape (H, W, 3)."""
+    draws = [Draw(step, [], []) for step in transform.transforms]
+    shape = {"shape": shape}
+    for place in range(count):
+        set_generators(place)
+        if transform.py_random.random() >= transform.p:
+            continue
+        for step, places, values in draws:
+            if step.should_apply():
+                places.append(place)
+                values.append(draw_values(step, shape))
+    return draws
+
+
+def draw_values(step, shape):
+    """What a step draws for an image, in the order of albumentations."""
+    if type(step) is A.CoarseDropout:
+        return step.get_params_dependent_on_data(shape, {})["holes"]
+    if type(step) is A.HorizontalFlip:
+        return None
+    shift = step._get_translate_params(shape["shape"])
+    shear = step._get_shear_params()
+    scale = step._get_scale(
+        step.scale, step.keep_ratio, step.balanced_scale, step.py_random
+    )
+    degrees = step.py_random.uniform(*step.rotate)
+    return (*both(shift), *both(shear), *both(scale), degrees)
+
+
+def both(pair):
+    return pair["x"], pair["y"]
+
+
+def cut_holes(draw, images):
+    """Fill the holes of a `Draw` in images (N, H, W, 3)."""
+    fill = np.array(draw.step.fill, images.dtype)
+    for place, holes in zip(draw.places, draw.values):
+        for left, top, right, bottom in holes:
+            images[place, top:bottom, left:right] = fill
+
+
+def move(draw, images):
+    """Shift, shear, scale and rotate the images (N, H, W, 3) of a `Draw`."""
+    step, (height, width) = draw.step, images.shape[1:3]
+    fill = np.broadcast_to(step.fill, images.shape[3:]).tolist()
+    for place, matrix in zip(draw.places, matrices(draw.values, height, width)):
+        images[place] = cv2.warpAffine(
+            images[place],
+            matrix,
+            (width, height),
+            flags=step.interpolation,
+            borderMode=step.border_mode,
+            borderValue=fill,
+        )
+
+
+def matrices(values, height, width):
+    """Where moves take a pixel (x, y, 1): (N, 2, 3), the same bits as albumentations'.
+
+    So its factors are multiplied here in its order: about the middle of the image, scale,
+    rotate, shear, shift.
+    """
+    if not values:
+        return np.empty((0, 2, 3))
+    shift_x, shift_y, shear_x, shear_y, scale_x, scale_y, degrees = np.array(values).T
+    shear_x, shear_y, angle = np.deg2rad([shear_x, shear_y, degrees % 360])
+    cos, sin = np.cos(angle), np.sin(angle)
+    middle_x, middle_y = width / 2 - 0.5, height / 2 - 0.5
+    factors = [
+        matrix((1, 0, middle_x), (0, 1, middle_y)),
+        matrix((1, 0, shift_x), (0, 1, shift_y)),
+        matrix((1, np.tan(shear_x), 0), (np.tan(shear_y), 1, 0)),
+        matrix((cos, sin, 0), (-sin, cos, 0)),
+        matrix((scale_x, 0, 0), (0, scale_y, 0)),
+        matrix((1, 0, -middle_x), (0, 1, -middle_y)),
+    ]
+    product = factors[0]
+    for factor in factors[1:]:
+        product = product @ factor
+    return product[:, :2]
+
+
+def matrix(*rows):
+    """A 3x3 matrix of two rows and (0, 0, 1), or of arrays of N numbers: (N or 1, 3, 3)."""
+    rows = [*rows, (0.0, 0.0, 1.0)]
+    entries = np.broadcast_arrays(*(entry for row in rows for entry in row))
+    return np.stack(entries, -1).reshape(-1, 3, 3)
