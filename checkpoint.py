@@ -433,13 +433,14 @@ def result_of(row, split, weights, answers):
     return result if answers is None else result | {"answers": answers}
 
 
-def describe(options, images, net, device, dtype, compiled, world):
+def describe(options, images, net, device, dtype, compiled, on_device, world):
     """All that decides the metrics of this training, as plain types.
 
     `options` are those of train.py to keep, `images` the `train.Images`.
     """
     made_with = provenance(device, dtype)
     made_with["compiled"] = compiled
+    made_with["augmentation"] = "on the device" if on_device else "on the CPU"
     made_with["processes"] = world.size
     made_with["images"] = {
         name: len(labels) for name, (_, labels) in images.splits.items()

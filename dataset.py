@@ -55,7 +55,13 @@ from utils import (
     progress,
     run,
 )
-from whole_batch import augment_batch, is_known
+from whole_batch import (
+    augment_batch,
+    augment_on_device,
+    draw_for_device,
+    is_known,
+    is_known_on_device,
+)
 
 cv2.setNumThreads(0)  # on images this small, OpenCV's threads only keep cores busy
 MOVE = 0.7  # probability that an image is shifted, scaled and rotated
@@ -984,6 +990,15 @@ class AugmentedImages(Dataset):
         batch = torch.from_numpy(self.augment(epoch, indices)).permute(0, 3, 1, 2)
         return batch, self.labels[indices]
 
+    def draw(self, epoch, indices):
+        """What `augment_on_device` needs for the images of these indices: two tensors."""
+
+        def begin(place):
+            self.set_generators(epoch, indices[place])
+
+        shape = self.images.shape[1:]
+        return draw_for_device(self.transform, len(indices), shape, begin)
+
     def set_generators(self, epoch, index):
         """Bring both generators to the place that belongs to an image in an epoch."""
         # The two low words are left to count the draws of this one image.
@@ -1010,6 +1025,55 @@ class AugmentedImages(Dataset):
         return np.stack(augmented)
 
 
+class Draws(Dataset):
+    """What is drawn for batches of `AugmentedImages`, whose keys it takes."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __getitem__(self, key):
+        epoch, indices = key
+        places = torch.tensor(indices)
+        return (places, *self.data.draw(epoch, indices)), self.data.labels[places]
+
+
+class OnDevice:
+    """A loader of `Draws` as one of images: the device has them, and makes the pixels."""
+
+    def __init__(self, loader, device):
+        data = loader.dataset.data
+        self.loader, self.transform, self.device = loader, data.transform, device
+        self.images = data.images.permute(0, 3, 1, 2).contiguous().to(device)
+        self.sampler, self.pin_memory = loader.sampler, loader.pin_memory
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        for drawn, labels in self.loader:
+            places, *drawn = (
+                one.to(self.device, non_blocking=self.pin_memory) for one in drawn
+            )
+            yield augment_on_device(self.transform, self.images[places], *drawn), labels
+
+
+def augments_on_device(choice, data, device):
+    """Whether the device makes the pixels of `AugmentedImages`, of the choices of --augment.
+
+    Raises UserError where it is asked to and cannot.
+    """
+    is_known = is_known_on_device(data.transform)
+    if choice == "device" and not is_known:
+        raise UserError(
+            "--augment device knows flips, then one move, cubic and reflected at the "
+            "borders, then holes of one colour: leave it out"
+        )
+    if choice != "auto" or device.type != "cuda" or not is_known:
+        return choice == "device"
+    free, _ = torch.cuda.mem_get_info(device)
+    return data.images.nbytes < free / 4
+
+
 class Batches(Sampler):
     """The keys of an epoch's batches, shuffled; images short of a batch are left out.
 
@@ -1030,20 +1094,22 @@ class Batches(Sampler):
             yield self.epoch, self.world.shard(batch.tolist())
 
 
-def training_loader(images, batch_size, seed, workers, device, world=ALONE):
+def training_loader(
+    images, batch_size, seed, workers, device, world=ALONE, on_device=False
+):
     """A loader of `AugmentedImages`; set `loader.sampler.epoch` before each epoch.
 
     With `workers` None, all cores but two augment, 8 at most; where there are only two,
     the training process does so itself, unless a GPU would wait for it: then two do. Its
     batches are uint8 (N, 3, H, W) and int64 labels (N,), `batch_size` images over all
-    processes.
+    processes. With `on_device` the device makes their pixels, see `augments_on_device`.
     """
     on_gpu = device.type == "cuda"
     if workers is None:
         fewest = min(2, cores()) if on_gpu else 0
         workers = min(8, max(fewest, cores() - 2))
-    return Loader(
-        images,
+    loader = Loader(
+        Draws(images) if on_device else images,
         sampler=Batches(len(images.labels), batch_size, seed, world),
         batch_size=None,  # the sampler's keys are batches already
         num_workers=workers,
@@ -1051,6 +1117,7 @@ def training_loader(images, batch_size, seed, workers, device, world=ALONE):
         pin_memory=on_gpu,
         generator=torch.Generator(),  # the workers' number leaves torch's own alone
     )
+    return OnDevice(loader, device) if on_device else loader
 
 
 class Loader(DataLoader):

@@ -48,6 +48,7 @@ from dataset import (
     MOVE,
     AugmentedImages,
     augmentation,
+    augments_on_device,
     digest,
     load_splits,
     mean_and_std,
@@ -92,7 +93,7 @@ from utils import OwnError, Parser, UserError, is_text, number
 # that say what is trained, and not those of where and how far.
 NETWORK = ("arch", "downsample", "norm", "activation", "dropout", "kernels")
 NOT_KEPT = (
-    "device", "dry_run", "find_lr", "is_continued", "resume", "rules", "seeds", "workers",
+    "augment", "device", "dry_run", "find_lr", "is_continued", "resume", "rules", "seeds", "workers",
 )  # fmt: skip
 MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
 SMALL_BATCH = 32  # for few images
@@ -166,6 +167,9 @@ def add_start_options(add):
 
 def add_machine_options(add):
     add_device_options(add)
+    add("--augment", choices=["auto", "cpu", "device"], default="auto",
+        help="where the pixels of the augmentation are made; auto: on the device where that is "
+        "CUDA, has room for the images and knows all steps")
     add("--compile", choices=["auto", "on", "off"], default="auto",
         help="auto: on CUDA, where the training is long enough to win it back")
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
@@ -350,7 +354,7 @@ def train(args, resumed, images, files, device, world=ALONE):
     """
     dtype = pick_precision(device, args.amp)
     set_seed(args)
-    data, loader = make_loader(images, args, device, world)
+    data, loader, on_device = make_loader(images, args, device, world)
     net, head = make_network(args, resumed, images, device, world)
     teachers = load_teachers(args.teacher, images.classes, device)
     steps = args.epochs * len(loader)
@@ -362,7 +366,7 @@ def train(args, resumed, images, files, device, world=ALONE):
     count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
     compiled = compile_where_it_pays(training, args.compile, count, batch, world)
     options = kept_options(args)
-    run = describe(options, images, net, device, dtype, compiled, world)
+    run = describe(options, images, net, device, dtype, compiled, on_device, world)
     title = title_of(net.config, args.downsample)
     saved = saved_by_mirroring(net)
     shown = f"{title} ({saved:,} parameters saved)" if saved else title
@@ -456,10 +460,11 @@ def make_loader(images, args, device, world):
     mirror = DATASETS[args.dataset].mirror
     transform = augmentation(images.mean, mirror, args.move, args.hole)
     data = AugmentedImages(*images.splits["train"], transform, args.seed)
+    on_device = augments_on_device(args.augment, data, device)
     loader = training_loader(
-        data, args.batch_size, args.seed, args.workers, device, world
+        data, args.batch_size, args.seed, args.workers, device, world, on_device
     )
-    return data, loader
+    return data, loader, on_device
 
 
 def make_network(args, resumed, images, device, world):
@@ -591,6 +596,8 @@ def print_header(args, title, rules, made_with, optimizers):
     names = ("python", "torch", "torchvision", "albumentations", "opencv", "numpy")
     versions = ", ".join(f"{name} {made_with[name]}" for name in names)
     compiled = "compiled" if made_with["compiled"] else "not compiled"
+    on_device = made_with["augmentation"] == "on the device"
+    augments = ", augments there" if on_device else ""
     by_name = {rule.text: rule.value for rule in rules}
     print(
         f"network   {title}: {by_name[PARAMETERS]}, "
@@ -604,7 +611,7 @@ def print_header(args, title, rules, made_with, optimizers):
         print("frozen    all weights but those of the last layer")
     print(
         f"data      {args.dataset}: {sizes} images\n"
-        f"device    {made_with['device']}, {made_with['precision']}, {compiled}\n"
+        f"device    {made_with['device']}, {made_with['precision']}, {compiled}{augments}\n"
         f"versions  {versions}\n"
         f"training  {args.epochs} epochs, batches of {args.batch_size}, "
         f"{args.optimizer}, {args.schedule}, seed {args.seed}\n"

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import albumentations as A
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 VERSION = "2.0.8"  # of albumentations: what is read here of its steps is this version's
 MOVES = (A.Affine, A.ShiftScaleRotate)
@@ -105,7 +107,7 @@ def move(draw, images):
     for place, matrix in zip(draw.places, matrices(draw.values, height, width)):
         images[place] = cv2.warpAffine(
             images[place],
-            matrix,
+            matrix[:2],
             (width, height),
             flags=step.interpolation,
             borderMode=step.border_mode,
@@ -114,13 +116,13 @@ def move(draw, images):
 
 
 def matrices(values, height, width):
-    """Where moves take a pixel (x, y, 1): (N, 2, 3), the same bits as albumentations'.
+    """Where moves take a pixel (x, y, 1): (N, 3, 3), the same bits as albumentations'.
 
     So its factors are multiplied here in its order: about the middle of the image, scale,
     rotate, shear, shift.
     """
     if not values:
-        return np.empty((0, 2, 3))
+        return np.empty((0, 3, 3))
     shift_x, shift_y, shear_x, shear_y, scale_x, scale_y, degrees = np.array(values).T
     shear_x, shear_y, angle = np.deg2rad([shear_x, shear_y, degrees % 360])
     cos, sin = np.cos(angle), np.sin(angle)
@@ -136,7 +138,7 @@ def matrices(values, height, width):
     product = factors[0]
     for factor in factors[1:]:
         product = product @ factor
-    return product[:, :2]
+    return product
 
 
 def matrix(*rows):
@@ -144,3 +146,65 @@ def matrix(*rows):
     rows = [*rows, (0.0, 0.0, 1.0)]
     entries = np.broadcast_arrays(*(entry for row in rows for entry in row))
     return np.stack(entries, -1).reshape(-1, 3, 3)
+
+
+def is_known_on_device(transform):
+    """Whether `augment_on_device` knows a transform: flips, a move, then holes of one colour."""
+    if not is_known(transform):
+        return False
+    steps = transform.transforms
+    moves = [step for step in steps if type(step) in MOVES]
+    cuts = [type(step) is A.CoarseDropout for step in steps]
+    return (
+        all(move.interpolation == cv2.INTER_CUBIC for move in moves)
+        and all(move.border_mode == cv2.BORDER_REFLECT_101 for move in moves)
+        and len(moves) <= 1
+        and not any(cuts[:-1])
+    )
+
+
+def draw_for_device(transform, count, shape, set_generators):
+    """What `augment_on_device` needs besides the images: where pixels come from, and holes.
+
+    `shape` is (side, side, 3). The first is (count, 2, 3), float32, and takes a pixel (x, y, 1)
+    of the new image to a place in the old one, -1 to 1 from the middle of the first pixel
+    to that of the last; the second is (count, holes, 4): left, top, right, bottom.
+    """
+    side = shape[0]
+    sources = np.tile(np.eye(3), (count, 1, 1))
+    holes = np.zeros((count, 0, 4), np.int64)
+    for step, places, values in draw_batch(transform, count, shape, set_generators):
+        if type(step) is A.HorizontalFlip:
+            sources[places] = sources[places] @ matrix((-1, 0, side - 1), (0, 1, 0))
+        elif type(step) is A.CoarseDropout:
+            holes = np.zeros((count, step.num_holes_range[1], 4), np.int64)
+            for place, corners in zip(places, values):
+                holes[place, : len(corners)] = corners
+        else:
+            back = np.linalg.inv(matrices(values, side, side))
+            sources[places] = sources[places] @ back
+    half = (side - 1) / 2
+    to_pixels = matrix((half, 0, half), (0, half, half))
+    sources = np.linalg.inv(to_pixels) @ sources @ to_pixels
+    return torch.from_numpy(sources[:, :2]).float(), torch.from_numpy(holes)
+
+
+def augment_on_device(transform, images, sources, holes):
+    """Augmented images, uint8 (N, 3, side, side), of such images, where these lie.
+
+    Of 100,000 values about four are a grey level from those of `augment_batch`.
+    """
+    grid = F.affine_grid(sources, images.shape, align_corners=True)
+    moved = F.grid_sample(
+        images.float(), grid, "bicubic", "reflection", align_corners=True
+    )
+    moved = moved.round().clamp(0, 255)
+    if holes.shape[1] > 0:
+        place = torch.arange(images.shape[-1], device=images.device)
+        left, top, right, bottom = holes[..., None].unbind(2)
+        columns = (place >= left) & (place < right)
+        rows = (place >= top) & (place < bottom)
+        is_hole = (rows[..., :, None] & columns[..., None, :]).any(1, keepdim=True)
+        fill = torch.tensor(transform.transforms[-1].fill, device=images.device)
+        moved = torch.where(is_hole, fill.float().reshape(-1, 1, 1), moved)
+    return moved.to(torch.uint8)

@@ -36,6 +36,7 @@ from dataset import (
     AugmentedImages,
     Batches,
     augmentation,
+    augments_on_device,
     load,
     load_splits,
     mean_and_std,
@@ -313,6 +314,63 @@ def test_a_whole_batch_has_the_pixels_of_albumentations():
             assert np.array_equal(image, expected), transform
             changed += not np.array_equal(image, images[index])
     assert changed > 1000
+
+
+@pytest.mark.filterwarnings("ignore:ShiftScaleRotate")
+@pytest.mark.parametrize("seed", range(8))
+def test_a_device_makes_the_pixels_of_albumentations(seed):
+    """To one grey level, which few of them are off: of settings drawn at random."""
+    generator = np.random.default_rng(seed)
+    blurred = F.avg_pool2d(noise(100).permute(0, 3, 1, 2).float(), 5, 1, 2)
+    images = blurred.byte().permute(0, 2, 3, 1).contiguous()
+    limit = 0.4 * generator.random()  # far outside, OpenCV's own pixels are wrong
+    known = {"interpolation": cv2.INTER_CUBIC, "border_mode": cv2.BORDER_REFLECT_101}
+    move = A.ShiftScaleRotate(limit, limit / 2, 180 * limit, **known, p=0.8)
+    if seed % 2:
+        move = A.Affine(shear=(-20, 20), rotate=(-90, 9), **known, p=0.8)
+    steps = [A.HorizontalFlip(p=0.5), move]
+    if seed % 3:
+        steps.reverse()
+    if seed < 6:
+        fill = FILL if seed % 2 else 7
+        steps.append(A.CoarseDropout((1, 3), (3, 9), (2, 20), fill=fill, p=0.5))
+    data = AugmentedImages(images, torch.arange(100), A.Compose(steps), seed)
+    cpu = torch.device("cpu")
+    here = training_loader(data, 50, seed, 0, cpu)
+    there = training_loader(data, 50, seed, 0, cpu, on_device=True)
+    assert len(here) == len(there) == 2
+    here.sampler.epoch = there.sampler.epoch = 4
+    for (expected, labels), (found, their_labels) in zip(here, there, strict=True):
+        assert torch.equal(labels, their_labels)
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        off = (expected.int() - found.int()).abs()
+        assert off.max() <= 1
+        assert (off > 0).float().mean() < 1e-3
+
+
+def test_where_the_pixels_are_made(monkeypatch):
+    steps = augmentation((0.5,) * 3, True, 0.7, 0.15)
+    data = AugmentedImages(noise(8), torch.arange(8), steps, 0)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    room = {"free": 4 * data.images.nbytes + 8}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (room["free"], 0))
+    assert augments_on_device("auto", data, cuda)
+    room["free"] = 8
+    assert not augments_on_device("auto", data, cuda)
+    assert not augments_on_device("auto", data, cpu)
+    assert augments_on_device("device", data, cpu)
+    assert not augments_on_device("cpu", data, cuda)
+    steps = {
+        "another step": [A.ColorJitter()],
+        "a hole that is moved": [A.CoarseDropout(), A.HorizontalFlip()],
+        "linear": [A.Affine(border_mode=cv2.BORDER_REFLECT_101)],
+        "black borders": [A.Affine(interpolation=cv2.INTER_CUBIC)],
+    }
+    for own in steps.values():
+        data = AugmentedImages(noise(8), torch.arange(8), A.Compose(own), 0)
+        assert not augments_on_device("auto", data, cuda)
+        with pytest.raises(UserError, match="--augment device knows flips"):
+            augments_on_device("device", data, cpu)
 
 
 UNKNOWN = {

@@ -107,6 +107,28 @@ def test_training_leaves_its_files(trained):
     assert left == {"best.pt", "last.pt", "results"} | pictures
 
 
+def test_the_pixels_of_a_training_may_be_made_on_the_device(call):
+    """With the same draws, in workers too: the first epochs differ by rounding alone."""
+    losses = {}
+    for name, options in (
+        ("cpu", ["--augment", "cpu"]),
+        ("device", ["--augment", "device"]),
+        ("workers", ["--augment", "device", "-j", "2"]),
+    ):
+        status, output, _ = call(train.main, *QUICK, "--name", name, *options)
+        assert status == 0
+        assert (", augments there\n" in output) == (name != "cpu")
+        with open(f"results/{name}/history.csv") as file:
+            losses[name] = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert losses["device"] == losses["workers"] != losses["cpu"]
+    assert losses["device"] == pytest.approx(losses["cpu"], rel=0.02)
+    status, output, _ = call(
+        train.main, "--resume", "results/cpu/last.pt", "--augment", "device"
+    )
+    assert status == 0
+    assert "augmentation was on the CPU: weights may differ a little" in output
+
+
 def test_evaluation_reports_the_same_figures(trained, call):
     folder, _ = trained
     status, output, _ = call(
