@@ -49,7 +49,7 @@ from machine import (
 from model import random_images, title_of
 from plots import most_confident, plot_confusion, plot_images, plot_mistakes, show
 from receptive_field import gives_map, keeps_axes, trace
-from rules import checklist, print_checklist
+from rules import add_rules_option, checklist, print_checklist
 from utils import (
     Parser,
     UserError,
@@ -176,11 +176,12 @@ def classify(net, paths, classes, device, dtype, mirror, dark_ground, picture):
 
 def plot_classified(net, images, names, predicted, classes, path):
     """A picture of images, each beside the evidence for its predicted class."""
-    maps = overlay(images, grad_cam_or_note(net, images, predicted))
-    cells = torch.stack([images, maps], 1).flatten(0, 1)
+    maps = grad_cam_or_note(net, images, predicted)
+    cells = torch.stack([images, overlay(images, maps)], 1).flatten(0, 1)
     titles = []
-    for name, guess in zip(names, predicted):
-        titles += [printable(name[:12]), f"evidence for\n{classes[guess]}"]
+    for name, guess, one in zip(names, predicted, maps):
+        words = evidence(one)
+        titles += [printable(name[:12]), f"{words} for\n{classes[guess]}"]
     heading = "Grad-CAM, each map scaled to its own maximum"
     plot_images(cells, titles, 6, path, heading)
 
@@ -261,6 +262,11 @@ def grad_cam_or_note(net, images, targets, layer=None):
     return maps
 
 
+def evidence(one):
+    """The title of a map: what is 0 throughout shows none."""
+    return "evidence" if one.any() else "no evidence"
+
+
 def find_layer(net, name):
     """The layer of --layer: a row of a table, or a layer of a class, by its name."""
     layers = dict(net.body.named_modules())
@@ -283,14 +289,14 @@ def overlay(images, maps):
     return (0.4 * images + 0.6 * 255 * colours).round().to(torch.uint8)
 
 
-def plot_evidence(
-    net, images, labels, probabilities, classes, path, count=FEWEST[1], layer=None
-):
+def plot_evidence(net, images, labels, probabilities, classes, path, count, name=None):
     """Grad-CAM of two right answers and `count` mistakes, the most confident ones.
 
     Of each the image, and what speaks for the class predicted and for another one: the
-    actual class, or where that was predicted the one that came second.
+    actual class, or where that was predicted the one that came second. With `name`
+    the maps are those of this layer.
     """
+    layer = find_layer(net, name) if name else None
     likeliest = probabilities.topk(2)
     confidence, predicted = likeliest.values[:, 0], likeliest.indices[:, 0]
     right = most_confident(confidence, predicted == labels, 2)
@@ -299,19 +305,22 @@ def plot_evidence(
     images, labels, predicted = images[chosen], labels[chosen], predicted[chosen]
     second = likeliest.indices[chosen, 1]
     others = torch.where(predicted == labels, second, labels)
-    for_predicted = overlay(images, grad_cam_or_note(net, images, predicted, layer))
-    for_others = overlay(images, grad_cam(net, images, others, layer))
-    cells = torch.stack([images, for_predicted, for_others], 1).flatten(0, 1)
+    for_predicted = grad_cam_or_note(net, images, predicted, layer)
+    for_others = grad_cam(net, images, others, layer)
+    cells = [images, overlay(images, for_predicted), overlay(images, for_others)]
+    cells = torch.stack(cells, 1).flatten(0, 1)
     titles = []
-    for label, guess, other, share in zip(
-        labels, predicted, others, confidence[chosen]
-    ):
-        place = "second" if guess == label else "actual"
+    for index, (label, guess, other) in enumerate(zip(labels, predicted, others)):
+        share = confidence[chosen[index]]
         titles.append(f"{classes[label]}\n→ {classes[guess]} {share:.0%}")
-        titles.append(f"evidence for\n{classes[guess]}")
-        titles.append(f"evidence for\n{classes[other]} ({place})")
+        words = evidence(for_predicted[index])
+        titles.append(f"{words} for\n{classes[guess]}")
+        place = "second" if guess == label else "actual"
+        words = evidence(for_others[index])
+        titles.append(f"{words} for\n{classes[other]} ({place})")
+    where = f" at {name}" if name else ""
     heading = (
-        "Grad-CAM of right answers, then mistakes: actual → predicted; "
+        f"Grad-CAM{where} of right answers, then mistakes: actual → predicted; "
         "each map scaled to its own maximum"
     )
     plot_images(cells, titles, 6, path, heading)
@@ -332,12 +341,7 @@ def parse_arguments(argv):
         help="classify these files and folders, and picture the first "
         f"{PICTURED} in images.png of --out",
     )
-    add(
-        "--rules",
-        choices=["on", "off"],
-        default="on",
-        help="on: check the assignment's rules",
-    )
+    add_rules_option(add)
     add(
         "--tta", action="store_true", help="average over the image and its mirror image"
     )
@@ -402,7 +406,8 @@ def main(argv=None):
 def evaluate(args, checkpoint, net, device, dtype, pictures):
     """Print and draw how good a network is on the test images, and where it fails."""
     classes = checkpoint["classes"]
-    layer = find_layer(net, args.layer) if args.layer else None
+    if args.layer:
+        find_layer(net, args.layer)  # or an error, at once
     with contextlib.redirect_stdout(io.StringIO()) as told:  # the accuracy comes first
         dataset, images, labels, names = test_images(args, checkpoint)
     scores = predict(net, images, device, dtype, args.tta)
@@ -423,7 +428,7 @@ def evaluate(args, checkpoint, net, device, dtype, pictures):
     counts = (args.mistakes, args.mistakes) if args.mistakes else FEWEST
     results = (images, labels, probabilities, classes)
     plot_mistakes(*results, pictures[1], counts[0])
-    plot_evidence(net, *results, pictures[2], counts[1], layer)
+    plot_evidence(net, *results, pictures[2], counts[1], args.layer)
     print(f"\nPictures: {', '.join(map(str, pictures))}\n")
     print_origin(args.ckpt, checkpoint)
     if args.predictions:

@@ -35,6 +35,7 @@ from layers import (
 )
 from receptive_field import computed_macs, trace
 from rules import (
+    add_rules_option,
     checklist,
     count_parameters,
     is_depthwise,
@@ -70,6 +71,7 @@ class Arch(NamedTuple):
     rows: list
     kernels: str = "free"  # one of KERNELS
     dropout: float = 0.0
+    activation: str = "relu"  # one of ACTIVATIONS
 
 
 # fmt: off
@@ -356,7 +358,7 @@ def build(
         rows, kernels = None, "free"
     else:
         rows = table(arch, downsample)
-        norm, activation = norm or "batch", activation or "relu"
+        norm, activation = norm or "batch", activation or chosen.activation
         dropout = chosen.dropout if dropout is None else dropout
         kernels = kernels or chosen.kernels
     try:
@@ -640,10 +642,12 @@ def title_of(config, downsample):
     """A network in words, by its `Net.config`."""
     if config["rows"] is None:
         return f"{config['arch']}, a class"
-    norm, kernels = config["norm"], config["kernels"]
-    activation = config["activation"]
-    others = "" if activation == "relu" else f"{activation}, "  # than what is usual
-    return f"{config['arch']}, {downsample}, {norm} norm, {others}{kernels} kernels"
+    words = [config["arch"], downsample, f"{config['norm']} norm"]
+    if config["activation"] != "relu":
+        words.append(config["activation"])
+    if config["dropout"]:
+        words.append(f"dropout {config['dropout']:g}")
+    return ", ".join([*words, f"{config['kernels']} kernels"])
 
 
 def print_computed(net):
@@ -693,7 +697,7 @@ def add_network_options(parser):
     add(
         "--activation",
         choices=ACTIVATIONS,
-        help="activation (default: relu; of a class, its own)",
+        help="activation (default: what ARCHS says, or relu; of a class, its own)",
     )
     add(
         "--dropout",
@@ -715,6 +719,7 @@ def main(argv=None):
     parser.add_argument(
         "--computed", action="store_true", help="print the rows as they run, too"
     )
+    add_rules_option(parser.add_argument)
     args = parser.parse_args(argv)
     if args.plot:
         check_writable(args.plot)
@@ -731,7 +736,7 @@ def main(argv=None):
 
         plot_network(lines, title_of(net.config, args.downsample), args.plot)
         print(f"Picture: {args.plot}")
-    is_complete = print_checklist(checklist(net, nodes))
+    is_complete = args.rules == "off" or print_checklist(checklist(net, nodes))
     print_note_on_scores(nodes)
     return 0 if is_complete else 1
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -103,9 +104,11 @@ def plot_images(images, titles, columns, path, heading):
     """
     rows = max(1, math.ceil(len(images) / columns))
     lines = 1 + max((title.count("\n") for title in titles), default=0)
-    side, gap, top = 1.4, 0.1, 0.4
+    side, gap = 1.4, 0.1
     above = 0.05 + 0.16 * lines  # of an image, for its title
     width = (side + gap) * columns + gap
+    heading = textwrap.fill(heading, int(width / 0.09))  # inches, of a letter
+    top = 0.2 + 0.2 * (1 + heading.count("\n"))
     height = top + (above + side + gap) * rows
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
@@ -132,8 +135,10 @@ def plot_mistakes(images, labels, probabilities, classes, path, count):
     for number in wrong:
         actual, guess = classes[labels[number]], classes[predicted[number]]
         titles.append(f"{actual}\n→ {guess} {confidence[number]:.0%}")
+    total = int((predicted != labels).sum())
     heading = (
-        "The most confident mistakes: actual → predicted (some labels are arguable)"
+        f"The most confident {len(wrong)} of {total:,} mistakes: actual → predicted "
+        "(some labels are arguable)"
     )
     if len(wrong) == 0:
         heading = "No mistakes"

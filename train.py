@@ -83,6 +83,7 @@ from rules import (
     GOAL,
     PARAMETERS,
     RECEPTIVE_FIELD,
+    add_rules_option,
     checklist,
     print_broken_rules,
     print_note_on_scores,
@@ -180,8 +181,7 @@ def add_output_options(add):
     add("--ckpt", default="best.pt", help="checkpoint of the best epoch")
     add("--out", default="results", help="folder of the history and the pictures")
     add("--name", help="keep everything in results/NAME, in place of --ckpt and --out")
-    add("--rules", choices=["on", "off"], default="on",
-        help="on: say which rules of the assignment are broken")
+    add_rules_option(add)
     add("--dry-run", action="store_true", help="try one batch and write nothing")
     add("--find-lr", action="store_true", help="suggest learning rates and do no more")
 # fmt: on
@@ -369,7 +369,7 @@ def train(args, resumed, images, files, device, world=ALONE):
     run = describe(options, images, net, device, dtype, compiled, on_device, world)
     title = title_of(net.config, args.downsample)
     saved = saved_by_mirroring(net)
-    shown = f"{title} ({saved:,} parameters saved)" if saved else title
+    shown = f"{title} ({saved:,} parameters fewer)" if saved else title
     print_header(args, shown, rules, run["made_with"], in_words(training.optimizers))
     print_note_on_scores(nodes)
     warn_of_unused_gpu(device)
@@ -518,6 +518,7 @@ def load_teachers(paths, classes, device):
 def suggest_rates(training, loader, files):
     """The learning-rate range test in place of a training."""
     args = training.args
+    print(f"range test of up to {STEPS} batches of {args.batch_size} images")
     factor, factors, losses, smooth = find_lr(training, loader)
     suggestion = f"suggested --lr {factor * args.lr:.2g}"
     if len(training.optimizers) > 1:
@@ -616,10 +617,21 @@ def print_header(args, title, rules, made_with, optimizers):
         f"training  {args.epochs} epochs, batches of {args.batch_size}, "
         f"{args.optimizer}, {args.schedule}, seed {args.seed}\n"
         f"weights   {optimizers}\n"
+        f"rates     {rates_in_words(args)}\n"
         f"best      chosen on the {'held-out' if args.val_size else 'test'} images"
     )
     if args.rules == "on":
         print_broken_rules(rules)
+
+
+def rates_in_words(args):
+    """The rates of the optimizers, and where the schedule has its peak."""
+    words = f"lr {args.lr:g}, weight decay {args.weight_decay:g}"
+    if args.optimizer == "muon":
+        words += f"; of Muon lr {args.muon_lr:g}, decay {args.muon_decay:g}"
+    if args.schedule == "onecycle":
+        words += f"; highest after {args.peak * args.epochs:.3g} epochs"
+    return words
 
 
 def print_epoch(history, epochs, images):

@@ -159,6 +159,29 @@ def test_commands_for_assignments_run(tmp_path):
     assert result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr}"
 
 
+@pytest.mark.slow
+def test_the_random_crop_of_the_table_crops(tmp_path):
+    """Nearly all images: one crop of 81 is where the image was, and its mirror is another."""
+    text = (ROOT / "docs" / "customize.md").read_text(encoding="utf-8")
+    (steps,) = re.findall(r"`(steps = \[A\.PadIfNeeded.+?\])`", text)
+    for script in ROOT.glob("*.py"):
+        shutil.copy(script, tmp_path)
+    code = (tmp_path / "dataset.py").read_text(encoding="utf-8")
+    assert code.count("steps = [flip, moves, cut]") == 1
+    code = code.replace("steps = [flip, moves, cut]", steps)
+    (tmp_path / "dataset.py").write_text(code, encoding="utf-8")
+    script = (
+        "import torch; from dataset import AugmentedImages, augmentation\n"
+        "images = torch.randint(256, (1000, 32, 32, 3), dtype=torch.uint8)\n"
+        "steps = augmentation((0.5, 0.5, 0.5), False, 0, 0)\n"
+        "data = AugmentedImages(images, torch.arange(1000), steps, 0)\n"
+        "changed = (data.augment(1, range(1000)) != images.numpy()).any((1, 2, 3))\n"
+        "print(changed.mean())\n"
+    )
+    result = run_script(tmp_path, "-c", script)
+    assert float(result.stdout) > 0.95, result.stderr
+
+
 def has_onnx():
     """Whether the packages are installed that evaluate.py --export wants."""
     names = ("onnx", "onnxscript", "onnxruntime")

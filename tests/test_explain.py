@@ -522,7 +522,9 @@ def test_evidence_is_of_two_right_answers_and_four_mistakes(
     net = evaluate.restore(load_checkpoint(tmp_path / "results" / "b" / "best.pt"))
     cpu = torch.device("cpu")
     probabilities = evaluate.predict(net, images, cpu, torch.float32).softmax(1)
-    evaluate.plot_evidence(net, images, labels, probabilities, classes, "evidence.png")
+    evaluate.plot_evidence(
+        net, images, labels, probabilities, classes, "evidence.png", 4
+    )
     ((cells, titles, columns, path, _),) = drawn
     assert (len(cells), len(titles), columns, path) == (18, 18, 6, "evidence.png")
     for number in range(6):

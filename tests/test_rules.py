@@ -7,6 +7,7 @@ from nets import SMALL, OwnNet
 from torch import nn
 
 import model
+import rules
 from model import ARCHS, Row, build
 from receptive_field import trace
 from rules import GOAL, PARAMETERS, RECEPTIVE_FIELD, checklist
@@ -39,6 +40,32 @@ EDITS = {
         "o.gap": [Row("o.all", 16, 6, 1, 1, 0, "plain")],
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def of_this_assignment(monkeypatch):
+    """Whatever `MAX_POOLING` has been edited to."""
+    monkeypatch.setattr(rules, "MAX_POOLING", False)
+
+
+def test_max_pooling_may_be_allowed(call, monkeypatch):
+    """It then parts the blocks as a stride does, and no rule is broken by it."""
+    pooled = []
+    for row in SMALL:
+        if row.name.endswith(".down"):
+            pooled.append(Row(row.name, 0, 2, 2, 1, 0, "maxpool"))
+        else:
+            pooled.append(row)
+    monkeypatch.setitem(ARCHS, "edited", pooled)
+    _, output, _ = call(model.main, "--arch", "edited")
+    assert "FAIL  no max pooling" in output
+    monkeypatch.setattr(rules, "MAX_POOLING", True)
+    _, output, _ = call(model.main, "--arch", "edited")
+    assert "max pooling" not in output
+    assert "pass  four blocks of 3x3 layers" in output
+    assert "three shrinking 3x3 layers" not in output
+    status, output, _ = call(model.main, "--arch", "edited", "--rules", "off")
+    assert (status, "The assignment's rules" in output) == (0, False)
 
 
 def edit(changes):
