@@ -14,12 +14,16 @@ import contextlib
 import copy
 import errno
 import functools
+import io
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
+import time
 import unicodedata
 import warnings
 import weakref
@@ -29,6 +33,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
+from zipfile import BadZipFile
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or its import asks the network
 
@@ -37,10 +42,7 @@ import cv2
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from sklearn import datasets
-from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 
 from machine import ALONE, cores
 from plots import plot_images
@@ -54,6 +56,7 @@ from utils import (
     line_of,
     progress,
     run,
+    write_file,
 )
 from whole_batch import (
     augment_batch,
@@ -69,6 +72,8 @@ HOLE = 0.15  # probability that it gets a hole: low, as a network this small und
 LEAST_STD = 1 / 255  # of a channel of the images
 DATA_DIR = "data"  # where the images are, or are downloaded to
 SHOWN = 20  # classes at most in the picture of samples
+KEPT_FROM = 1000  # images of a folder: so many are kept in the cache
+KEPT = 4  # files there at most: the parts of two data sets
 WORKERS = weakref.WeakSet()  # the processes that loaders started
 
 
@@ -280,16 +285,22 @@ def in_size(images):
 
 def load_cifar10(data_dir, train):
     """50,000 photos to train on and 10,000 to test, of 10 classes."""
+    from torchvision.datasets import CIFAR10  # here, as it takes seconds
+
     return load_cifar(CIFAR10, data_dir, train)
 
 
 def load_cifar100(data_dir, train):
     """50,000 photos to train on and 10,000 to test, of 100 classes."""
+    from torchvision.datasets import CIFAR100  # here, as it takes seconds
+
     return load_cifar(CIFAR100, data_dir, train)
 
 
 def load_mnist(data_dir, train):
     """60,000 handwritten digits to train on and 10,000 to test, with a black margin."""
+    from torchvision.datasets import MNIST  # here, as it takes seconds
+
     # torchvision checks the archives when it unpacks them, and never reads them again:
     # an unpacked file that is damaged has to go before an archive can take its place.
     archives = ", ".join(name for name, _ in MNIST.resources)
@@ -326,8 +337,29 @@ def load_folder(data_dir, train):
 def read_listing(listing):
     """The images, labels and classes of a `Listing`, as a `DataSet.load` returns them.
 
-    Prints what was read. Raises UserError that names the broken ones.
+    Prints what was read. Those of a large folder are kept in the system's cache, as decoding
+    them takes seconds. Raises UserError that names the broken ones.
     """
+    cache = kept = None
+    if len(listing.paths) >= KEPT_FROM:
+        with contextlib.suppress(OSError):  # of a broken link: reading says which
+            state, last_change = state_of(listing)
+            cache = cache_folder() / f"{state}.npz"
+            kept = kept_images(cache)
+    started = time.time()
+    images, notes = kept or read_images(listing)
+    # A file that is written while it is read could have any of two states.
+    if cache and not kept and last_change < started - 2:
+        keep_images(cache, images, notes)
+    pixels = images.reshape(len(images), -1)
+    notes["of one colour"] = int((pixels.min(1) == pixels.max(1)).sum())
+    again = f"; as decoded before, in {cache}" if kept else ""
+    print(f"read      {in_words(listing, notes)}{again}")
+    return images, listing.labels, listing.classes
+
+
+def read_images(listing):
+    """The images of a `Listing`, uint8 (N, SIDE, SIDE, 3), and a Counter of notes."""
     # One after another: images this small keep threads waiting for Python's lock.
     images, broken, notes = [], [], Counter()
     for path in progress(listing.paths, str(listing.folder), unit=" images"):
@@ -340,11 +372,63 @@ def read_listing(listing):
             f"{len(broken)} of {len(listing.paths)} images in {listing.folder} cannot be "
             f"read, mend them or move them away: {by_reason(broken, listing.folder)}"
         )
-    images = np.stack(images)
-    pixels = images.reshape(len(images), -1)
-    notes["of one colour"] = int((pixels.min(1) == pixels.max(1)).sum())
-    print(f"read      {in_words(listing, notes)}")
-    return images, listing.labels, listing.classes
+    return np.stack(images), notes
+
+
+def state_of(listing):
+    """What the pixels of a `Listing` depend on, as a digest; and when a file last changed.
+
+    That is the name, size and times of each file, and the code that reads them.
+    """
+    state = sha256(f"{Image.__version__} {SIDE}".encode())
+    state.update(Path(__file__).read_bytes())
+    last_change = 0
+    for path in listing.paths:
+        found = os.stat(path)
+        changed = max(found.st_mtime_ns, found.st_ctime_ns)
+        last_change = max(last_change, changed)
+        name = os.path.relpath(path, listing.folder)
+        times = (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)
+        state.update(repr((name, *times)).encode())
+    return state.hexdigest(), last_change / 1e9
+
+
+def cache_folder():
+    """Where the system keeps what can be made again."""
+    if os.name == "nt":
+        parent = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        parent = Path.home() / "Library" / "Caches"
+    else:
+        parent = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(parent) / "cifar10-under-200k"
+
+
+def kept_images(cache):
+    """What `keep_images` kept; None where there is none, or it is damaged."""
+    try:
+        with np.load(cache) as kept:  # which checks its sums
+            images, notes = kept["images"], json.loads(str(kept["notes"]))
+        os.utime(cache)  # it was of use
+    except (OSError, ValueError, LookupError, EOFError, BadZipFile):
+        return None
+    return images, Counter(notes)
+
+
+def keep_images(cache, images, notes):
+    """Keep what was read in the cache, if there is room; the oldest there make some."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(cache.parent).free < 10 * images.nbytes:
+            return
+        content = io.BytesIO()
+        np.savez(content, images=images, notes=json.dumps(notes))
+        write_file(cache, content.getbuffer())
+        kept = sorted(cache.parent.glob("*.npz"), key=lambda path: path.stat().st_mtime)
+        for path in kept[:-KEPT]:
+            path.unlink()
+    except (OSError, UserError):  # it is not needed
+        return
 
 
 def by_reason(broken, folder):
@@ -444,11 +528,8 @@ def list_part(data_dir, part):
         )
     check_place(data_dir)
     whole = list_images(data_dir)
-    numbers = range(len(whole.paths))
     try:
-        chosen = train_test_split(
-            numbers, test_size=HELD_OUT, stratify=whole.labels, random_state=0
-        )
+        chosen = hold_out(whole.labels, HELD_OUT)
     except ValueError as error:
         raise UserError(f"{data_dir} is too small to hold out a test part: {error}")
     chosen = sorted(chosen[part == "test"])
@@ -648,23 +729,20 @@ def reason_to_skip(path):
 
 def load_digits(data_dir, train):
     """scikit-learn's handwritten digits, grown from 8x8: 1,437 to train on, 360 to test."""
+    from sklearn import datasets  # here, as it takes a second
+
     digits = datasets.load_digits()
     grown = []
     for image in digits.images:  # floats from 0 to 16
         grown.append(cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC))
     grey = np.stack(grown) * (255 / 16)
     grey = np.clip(grey, 0, 255).round().astype(np.uint8)  # cubic curves overshoot
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        grey_to_rgb(grey),
-        digits.target,
-        test_size=360,
-        stratify=digits.target,
-        random_state=0,
-    )
+    labels = digits.target
+    rest, held_out = hold_out(labels, 360)
+    pixels = grey_to_rgb(grey)
     classes = [str(name) for name in digits.target_names]
-    if train:
-        return train_images, train_labels, classes
-    return test_images, test_labels, classes
+    chosen = rest if train else held_out
+    return pixels[chosen], labels[chosen], classes
 
 
 def grey_to_rgb(images):
@@ -902,15 +980,25 @@ def load_splits(dataset, data_dir, val_size=0, batch_size=1):
     splits = {"train": (images, labels), "test": (test_images, test_labels)}
     if val_size:
         try:
-            kept, held_out = train_test_split(
-                range(len(labels)), test_size=val_size, stratify=labels, random_state=0
-            )
+            kept, held_out = hold_out(labels, val_size)
         except ValueError as error:
             raise UserError(f"--val-size {val_size} is impossible: {error}")
         splits["train"] = images[kept], labels[kept]
         splits["val"] = images[held_out], labels[held_out]
     check_batch(batch_size, len(splits["train"][1]))
     return splits, classes
+
+
+def hold_out(labels, size):
+    """The numbers of the images kept and of those held out, the same share of each class.
+
+    `size` is their number or their share. They are always the same. Raises ValueError where
+    it is impossible.
+    """
+    from sklearn.model_selection import train_test_split  # here, as it takes a second
+
+    numbers = range(len(labels))
+    return train_test_split(numbers, test_size=size, stratify=labels, random_state=0)
 
 
 def check_batch(batch_size, count):

@@ -20,7 +20,6 @@ from pathlib import Path
 import matplotlib
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import classification_report, confusion_matrix
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -410,6 +409,8 @@ def evaluate(args, checkpoint, net, device, dtype, pictures):
         find_layer(net, args.layer)  # or an error, at once
     with contextlib.redirect_stdout(io.StringIO()) as told:  # the accuracy comes first
         dataset, images, labels, names = test_images(args, checkpoint)
+    from sklearn.metrics import confusion_matrix  # here, as it takes a second
+
     scores = predict(net, images, device, dtype, args.tta)
     metrics = measure(scores, labels)
     matrix = confusion_matrix(labels, scores.argmax(1), labels=range(len(classes)))
@@ -558,6 +559,8 @@ def test_images(args, checkpoint):
 
 def report(labels, scores, classes, **settings):
     """scikit-learn's classification report."""
+    from sklearn.metrics import classification_report  # here, as it takes a second
+
     return classification_report(
         labels,
         scores.argmax(1),

@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import ConfusionMatrixDisplay
 
 from rules import AVERAGES, FIELD_TO_EXCEED
 from utils import in_short, times, write_file
@@ -170,6 +169,8 @@ def plot_confusion(matrix, classes, path):
     for number, name in enumerate(classes):
         share = matrix[number, number] / max(1, matrix[number].sum())
         labels.append(f"{name}  {share:.1%}")
+    from sklearn.metrics import ConfusionMatrixDisplay  # here, as it takes a second
+
     display = ConfusionMatrixDisplay(mistakes, display_labels=classes)
     display.plot(ax=axes, cmap="Oranges", values_format="d")
     display.figure_.axes[-1].set_ylabel("mistakes")

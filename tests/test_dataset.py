@@ -5,6 +5,7 @@ import inspect
 import os
 import pickle
 import re
+import shutil
 import socket
 import struct
 import sys
@@ -1284,6 +1285,109 @@ def test_the_augmentation_has_its_defaults_in_one_place():
     assert all(one.default is inspect.Parameter.empty for one in parameters)
     args, _ = train.parse_arguments([])
     assert (args.move, args.hole) == (dataset.MOVE, dataset.HOLE)
+
+
+@pytest.fixture
+def reading(tmp_path, monkeypatch, capsys):
+    """Reads a folder of six pictures as if it were a large one; of each: its first pixel.
+
+    Gives a function that returns the pixels, and whether they came from the cache.
+    """
+    monkeypatch.setattr(dataset, "KEPT_FROM", 6)
+    monkeypatch.setattr(dataset, "cache_folder", lambda: tmp_path / "cache")
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 10)  # long after their change
+    for number in range(6):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(path)
+
+    def reading(folder=tmp_path / "images"):
+        capsys.readouterr()
+        images, _, _ = dataset.read_listing(dataset.list_images(folder))
+        return images[
+            :, 0, 0, 0
+        ].tolist(), "as decoded before" in capsys.readouterr().out
+
+    return reading
+
+
+def test_a_large_folder_is_decoded_once(reading, monkeypatch):
+    first = reading()
+    assert first == ([0, 2, 4, 1, 3, 5], False)
+    monkeypatch.setattr(dataset, "read_image", lambda *_: pytest.fail("decoded again"))
+    assert reading() == (first[0], True)
+
+
+def recolour(folder):
+    """Another picture of the same size and time of change, in the place of one."""
+    path = folder / "a" / "2.bmp"
+    times = path.stat()
+    Image.new("RGB", (32, 32), (9, 0, 0)).save(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+CHANGES = {
+    "another picture": (recolour, [0, 9, 4, 1, 3, 5]),
+    "a name": (
+        lambda f: (f / "a" / "0.bmp").rename(f / "a" / "7.bmp"),
+        [2, 4, 0, 1, 3, 5],
+    ),
+    "one more": (
+        lambda f: shutil.copy(f / "a" / "0.bmp", f / "b"),
+        [0, 2, 4, 0, 1, 3, 5],
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_cache_is_never_stale(reading, tmp_path, change):
+    reading()
+    make, expected = CHANGES[change]
+    make(tmp_path / "images")
+    assert reading() == (expected, False)
+    assert reading() == (expected, True)
+
+
+def test_the_cache_is_of_this_code(reading, tmp_path, monkeypatch):
+    before, _ = reading()
+    edited = tmp_path / "dataset.py"
+    edited.write_bytes(Path(dataset.__file__).read_bytes() + b"# edited")
+    monkeypatch.setattr(dataset, "__file__", str(edited))
+    assert reading() == (before, False)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone"])
+def test_a_damaged_cache_is_none(reading, tmp_path, damage):
+    before, _ = reading()
+    (cache,) = (tmp_path / "cache").iterdir()
+    content = bytearray(cache.read_bytes())
+    content[len(content) // 2] ^= 1
+    pieces = {"cut": content[:-900], "flipped": content, "empty": b""}
+    if damage == "gone":
+        cache.unlink()
+    else:
+        cache.write_bytes(pieces[damage])
+    assert reading() == (before, False)
+    assert reading() == (before, True)
+
+
+def test_what_just_changed_is_not_kept(reading, monkeypatch):
+    """Another change may come within the same tick of the clock."""
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() - 10)
+    assert not reading()[1]
+    assert not reading()[1]
+
+
+def test_the_cache_keeps_few_files_and_may_not_be_there(reading, tmp_path, monkeypatch):
+    for number in range(6):
+        image = Image.new("RGB", (32, 32), (50 + number, 0, 0))
+        image.save(tmp_path / "images" / "a" / "2.bmp")
+        reading()
+    assert len(list((tmp_path / "cache").iterdir())) == dataset.KEPT == 4
+    monkeypatch.setattr(dataset, "cache_folder", lambda: tmp_path / "images/a/2.bmp")
+    assert reading() == ([0, 55, 4, 1, 3, 5], False)
 
 
 def test_cifar100_in_torchvisions_format(tmp_path, monkeypatch, fails):
