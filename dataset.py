@@ -1063,7 +1063,11 @@ class AugmentedImages(Dataset):
         # A Philox generator's draws follow from a key and a counter of four words, so
         # that any place in its stream is as near as the next one.
         self.generator = np.random.Generator(np.random.Philox(key=seed))
-        self.start = self.generator.bit_generator.state
+        # Of the counter, the two low words are left to count the draws of one image.
+        self.counter = [0, 0, 0, 0]
+        start = self.generator.bit_generator.state
+        place = {"key": start["state"]["key"], "counter": self.counter}
+        self.place = {**start, "state": place}
         self.python = random.Random()  # albumentations draws from both
         transform.set_random_state(self.generator, self.python)
         self.is_known = is_known(transform)
@@ -1089,10 +1093,8 @@ class AugmentedImages(Dataset):
 
     def set_generators(self, epoch, index):
         """Bring both generators to the place that belongs to an image in an epoch."""
-        # The two low words are left to count the draws of this one image.
-        counter = [0, 0, index, epoch]
-        place = {"key": self.start["state"]["key"], "counter": counter}
-        self.generator.bit_generator.state = {**self.start, "state": place}
+        self.counter[2:] = index, epoch
+        self.generator.bit_generator.state = self.place
         self.python.seed(self.generator.bit_generator.random_raw())
 
     def augment(self, epoch, indices):

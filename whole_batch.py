@@ -76,7 +76,7 @@ def draw_batch(transform, count, shape, set_generators):
 def draw_values(step, shape):
     """What a step draws for an image, in the order of albumentations."""
     if type(step) is A.CoarseDropout:
-        return step.get_params_dependent_on_data(shape, {})["holes"]
+        return draw_holes(step, shape["shape"])
     if type(step) is A.HorizontalFlip:
         return None
     shift = step._get_translate_params(shape["shape"])
@@ -86,6 +86,23 @@ def draw_values(step, shape):
     )
     degrees = step.py_random.uniform(*step.rotate)
     return (*both(shift), *both(shear), *both(scale), degrees)
+
+
+def draw_holes(step, shape):
+    """The holes that a step draws for an image: (left, top, right, bottom) of each."""
+    height, width = shape[:2]
+    integers = step.random_generator.integers
+    count = step.py_random.randint(*step.num_holes_range)
+    ranges = step.hole_height_range, step.hole_width_range
+    sizes = step.calculate_hole_dimensions(shape, *ranges, size=count)
+    heights, widths = (size.tolist() for size in sizes)
+    tops = [integers(0, height - size + 1) for size in heights]
+    lefts = [integers(0, width - size + 1) for size in widths]
+    integers(0, 2**32 - 1)  # albumentations draws a seed, for holes full of noise
+    holes = []
+    for left, top, wide, high in zip(lefts, tops, widths, heights):
+        holes.append((left, top, left + wide, top + high))
+    return holes
 
 
 def both(pair):
