@@ -387,7 +387,7 @@ def state_of(listing):
         found = os.stat(path)
         changed = max(found.st_mtime_ns, found.st_ctime_ns)
         last_change = max(last_change, changed)
-        name = os.path.relpath(path, listing.folder)
+        name = str(path).removeprefix(str(listing.folder))  # which may move as a whole
         times = (found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_size)
         state.update(repr((name, *times)).encode())
     return state.hexdigest(), last_change / 1e9
