@@ -224,4 +224,4 @@ def augment_on_device(transform, images, sources, holes):
         is_hole = (rows[..., :, None] & columns[..., None, :]).any(1, keepdim=True)
         fill = torch.tensor(transform.transforms[-1].fill, device=images.device)
         moved = torch.where(is_hole, fill.float().reshape(-1, 1, 1), moved)
-    return moved.to(torch.uint8)
+    return moved.to(torch.uint8, memory_format=torch.channels_last)  # as a loader's

@@ -122,8 +122,9 @@ def test_cells_of_the_notebook_run(tmp_path):
 # one batch of scikit-learn's digits.
 TABLE_DRIVER = """
 import importlib, json, sys
-import train
+import engine, train
 
+engine.STEPS = 20
 digits = ["--dataset", "digits", "-b", "64"]
 for folder in (["--name", "a"], ["--name", "b"], []):
     assert train.main([*digits, *folder, "--epochs", "1"]) == 0
