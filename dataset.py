@@ -33,7 +33,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
-from zipfile import BadZipFile
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or its import asks the network
 
@@ -342,10 +341,11 @@ def read_listing(listing):
     """
     cache = kept = None
     if len(listing.paths) >= KEPT_FROM:
-        with contextlib.suppress(OSError):  # of a broken link: reading says which
+        # There may be a broken link, of which reading says which it is, or no home.
+        with contextlib.suppress(OSError, RuntimeError):
             state, last_change = state_of(listing)
             cache = cache_folder() / f"{state}.npz"
-            kept = kept_images(cache)
+            kept = kept_images(cache, len(listing.paths))
     started = time.time()
     images, notes = kept or read_images(listing)
     # A file that is written while it is read could have any of two states.
@@ -396,38 +396,55 @@ def state_of(listing):
 def cache_folder():
     """Where the system keeps what can be made again."""
     if os.name == "nt":
-        parent = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+        parent = os.environ.get("LOCALAPPDATA", "")
+        usual = Path("AppData", "Local")
     elif sys.platform == "darwin":
-        parent = Path.home() / "Library" / "Caches"
+        parent, usual = "", Path("Library", "Caches")
     else:
-        parent = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        parent, usual = os.environ.get("XDG_CACHE_HOME", ""), Path(".cache")
+    if not os.path.isabs(parent):  # as the XDG specification has it
+        parent = Path.home() / usual
     return Path(parent) / "cifar10-under-200k"
 
 
-def kept_images(cache):
-    """What `keep_images` kept; None where there is none, or it is damaged."""
+def kept_images(cache, count):
+    """What `keep_images` kept of so many images; None where there is none, or damage."""
     try:
-        with np.load(cache) as kept:  # which checks its sums
-            images, notes = kept["images"], json.loads(str(kept["notes"]))
-        os.utime(cache)  # it was of use
-    except (OSError, ValueError, LookupError, EOFError, BadZipFile):
+        check_regular_file(cache)
+        with np.load(cache) as kept:
+            images, notes, sum_kept = (
+                kept[name] for name in ("images", "notes", "sum")
+            )
+        if sum_of(images, str(notes)) != sum_kept or len(images) != count:
+            return None
+        notes = Counter(json.loads(str(notes)))
+    except Exception:  # noqa: BLE001 - of many types, by what is damaged
         return None
-    return images, Counter(notes)
+    with contextlib.suppress(OSError):
+        os.utime(cache)  # it was of use
+    return images, notes
+
+
+def sum_of(images, notes):
+    """A check sum of what is kept: a damaged header may hide damage from that of NumPy."""
+    found = sha256(f"{images.shape} {images.dtype} {notes}".encode())
+    found.update(np.ascontiguousarray(images))
+    return found.hexdigest()
 
 
 def keep_images(cache, images, notes):
     """Keep what was read in the cache, if there is room; the oldest there make some."""
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
+        cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if shutil.disk_usage(cache.parent).free < 10 * images.nbytes:
             return
-        content = io.BytesIO()
-        np.savez(content, images=images, notes=json.dumps(notes))
+        content, notes = io.BytesIO(), json.dumps(notes)
+        np.savez(content, images=images, notes=notes, sum=sum_of(images, notes))
         write_file(cache, content.getbuffer())
-        kept = sorted(cache.parent.glob("*.npz"), key=lambda path: path.stat().st_mtime)
-        for path in kept[:-KEPT]:
+        kept = sorted(cache.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in kept[:-KEPT]:  # and what a kill left
             path.unlink()
-    except (OSError, UserError):  # it is not needed
+    except (OSError, MemoryError, UserError):  # it is not needed
         return
 
 

@@ -36,6 +36,9 @@ class OwnError(UserError):
 def run(main):
     """Run a script's `main` and exit with its status; 2 and one line on a `UserError`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    for name in ("stdout", "stderr"):  # which may be closed, as by `2>&-`
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     # The name of a file may hold what the terminal's encoding lacks: print it escaped. And
     # what is written into a file can be read there line by line, while it goes on.
     sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)

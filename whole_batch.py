@@ -120,7 +120,9 @@ def cut_holes(draw, images):
 def move(draw, images):
     """Shift, shear, scale and rotate the images (N, H, W, 3) of a `Draw`."""
     step, (height, width) = draw.step, images.shape[1:3]
-    fill = np.broadcast_to(step.fill, images.shape[3:]).tolist()
+    fill = step.fill
+    if isinstance(fill, (int, float)):
+        fill = [fill] * images.shape[3]
     for place, matrix in zip(draw.places, matrices(draw.values, height, width)):
         images[place] = cv2.warpAffine(
             images[place],
@@ -175,6 +177,7 @@ def is_known_on_device(transform):
     return (
         all(move.interpolation == cv2.INTER_CUBIC for move in moves)
         and all(move.border_mode == cv2.BORDER_REFLECT_101 for move in moves)
+        and all(min(low for low, _ in move.scale.values()) > 0 for move in moves)
         and len(moves) <= 1
         and not any(cuts[:-1])
     )

@@ -281,7 +281,7 @@ def random_step(generator):
     settings = {
         "interpolation": int(generator.choice([0, 1, 2, 4])),
         "border_mode": int(generator.choice([0, 1, 2, 4])),
-        "fill": FILL if p < 1 else 200.0,
+        "fill": [FILL, 200.0, (7,)][generator.integers(3)],
         "p": p,
     }
     limit = generator.random()
@@ -317,6 +317,9 @@ def test_a_whole_batch_has_the_pixels_of_albumentations():
     assert changed > 1000
 
 
+CUBIC = {"interpolation": cv2.INTER_CUBIC, "border_mode": cv2.BORDER_REFLECT_101}
+
+
 @pytest.mark.filterwarnings("ignore:ShiftScaleRotate")
 @pytest.mark.parametrize("seed", range(8))
 def test_a_device_makes_the_pixels_of_albumentations(seed):
@@ -325,10 +328,9 @@ def test_a_device_makes_the_pixels_of_albumentations(seed):
     blurred = F.avg_pool2d(noise(100).permute(0, 3, 1, 2).float(), 5, 1, 2)
     images = blurred.byte().permute(0, 2, 3, 1).contiguous()
     limit = 0.4 * generator.random()  # far outside, OpenCV's own pixels are wrong
-    known = {"interpolation": cv2.INTER_CUBIC, "border_mode": cv2.BORDER_REFLECT_101}
-    move = A.ShiftScaleRotate(limit, limit / 2, 180 * limit, **known, p=0.8)
+    move = A.ShiftScaleRotate(limit, limit / 2, 180 * limit, **CUBIC, p=0.8)
     if seed % 2:
-        move = A.Affine(shear=(-20, 20), rotate=(-90, 9), **known, p=0.8)
+        move = A.Affine(shear=(-20, 20), rotate=(-90, 9), **CUBIC, p=0.8)
     steps = [A.HorizontalFlip(p=0.5), move]
     if seed % 3:
         steps.reverse()
@@ -344,7 +346,9 @@ def test_a_device_makes_the_pixels_of_albumentations(seed):
     for (expected, labels), (found, their_labels) in zip(here, there, strict=True):
         assert torch.equal(labels, their_labels)
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
-        assert found.stride() == expected.stride()  # or a compiled network compiles anew
+        assert (
+            found.stride() == expected.stride()
+        )  # or a compiled network compiles anew
         off = (expected.int() - found.int()).abs()
         assert off.max() <= 1
         assert (off > 0).float().mean() < 1e-3
@@ -366,6 +370,7 @@ def test_where_the_pixels_are_made(monkeypatch):
         "another step": [A.ColorJitter()],
         "a hole that is moved": [A.CoarseDropout(), A.HorizontalFlip()],
         "linear": [A.Affine(border_mode=cv2.BORDER_REFLECT_101)],
+        "a scale of 0": [A.Affine(scale=(0, 1), **CUBIC)],
         "black borders": [A.Affine(interpolation=cv2.INTER_CUBIC)],
     }
     for own in steps.values():
@@ -1358,17 +1363,23 @@ def test_the_cache_is_of_this_code(reading, tmp_path, monkeypatch):
     assert reading() == (before, False)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "gone"])
+DAMAGES = {
+    "cut": lambda content: content[:-900],
+    "empty": lambda content: b"",
+    "pixel": lambda content: content[:9000] + b"\x55" + content[9001:],
+    # One byte of its header: NumPy would read other pixels and check no sum.
+    "shape": lambda content: content.replace(b"(6, 32, 32, 3)", b"(6, 32, 32, 2)"),
+    "start": lambda content: content.replace(b"NUMPY\x01\x00v", b"NUMPY\x01\x00r"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_none(reading, tmp_path, damage):
     before, _ = reading()
     (cache,) = (tmp_path / "cache").iterdir()
-    content = bytearray(cache.read_bytes())
-    content[len(content) // 2] ^= 1
-    pieces = {"cut": content[:-900], "flipped": content, "empty": b""}
-    if damage == "gone":
-        cache.unlink()
-    else:
-        cache.write_bytes(pieces[damage])
+    content = cache.read_bytes()
+    assert DAMAGES[damage](content) != content
+    cache.write_bytes(DAMAGES[damage](content))
     assert reading() == (before, False)
     assert reading() == (before, True)
 
@@ -1386,7 +1397,9 @@ def test_the_cache_keeps_few_files_and_may_not_be_there(reading, tmp_path, monke
         image = Image.new("RGB", (32, 32), (50 + number, 0, 0))
         image.save(tmp_path / "images" / "a" / "2.bmp")
         reading()
-    assert len(list((tmp_path / "cache").iterdir())) == dataset.KEPT == 4
+        (tmp_path / "cache" / f"{number}.npz.999999.tmp").touch()  # as of a kill
+    assert len(list((tmp_path / "cache").iterdir())) == dataset.KEPT + 1 == 5
+    assert len(list((tmp_path / "cache").glob("*.npz"))) > 1
     monkeypatch.setattr(dataset, "cache_folder", lambda: tmp_path / "images/a/2.bmp")
     assert reading() == ([0, 55, 4, 1, 3, 5], False)
 

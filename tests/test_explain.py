@@ -441,15 +441,17 @@ def test_the_exported_network_runs_in_a_web_page(trained, call):
         page.route(f"{address}/*", answer)
         page.goto(page_file.as_uri())
         page.set_input_files("#network", "own.onnx")
-        page.set_input_files("#pictures", ["small.png", "wide.png"])
-        captions = page.locator("figcaption")
-        captions.nth(1).wait_for()
-        texts = captions.all_inner_texts()
+        page.set_input_files("#pictures", ["broken.png", "small.png", "wide.png"])
+        page.wait_for_selector("#pictures:enabled")
+        broken, *texts = page.locator("figcaption").all_inner_texts()
         assert page.inner_text("#error") == ""
-        page.set_input_files("#pictures", "broken.png")
+        Path("cut.onnx").write_bytes(Path("own.onnx").read_bytes()[:-200])
+        page.set_input_files("#network", "cut.onnx")
         page.wait_for_function("document.getElementById('error').textContent")
-        assert page.inner_text("#error").startswith("broken.png: ")
+        assert page.inner_text("#error").startswith("cut.onnx: ")
         browser.close()
+    assert broken.startswith("broken.png\n")
+    assert len(texts) == 2
     for text, name, shares in zip(texts, ("small.png", "wide.png"), expected):
         likeliest = shares.topk(3)
         lines = [name]

@@ -107,6 +107,20 @@ def test_training_leaves_its_files(trained):
     assert left == {"best.pt", "last.pt", "results"} | pictures
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="closes streams by a shell of Unix")
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_training_does_without_a_stream(tmp_path, closed):
+    command = (
+        f'"{sys.executable}" "{ROOT}/train.py" --dataset digits --dry-run {closed}'
+    )
+    result = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert ("nothing was written" in result.stdout) == (closed == "2>&-")
+
+
 def test_the_pixels_of_a_training_may_be_made_on_the_device(call):
     """With the same draws, in workers too: the first epochs differ by rounding alone."""
     losses = {}
