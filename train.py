@@ -94,7 +94,8 @@ from utils import OwnError, Parser, UserError, is_text, number
 # that say what is trained, and not those of where and how far.
 NETWORK = ("arch", "downsample", "norm", "activation", "dropout", "kernels")
 NOT_KEPT = (
-    "augment", "device", "dry_run", "find_lr", "is_continued", "resume", "rules", "seeds", "workers",
+    "augment", "device", "dry_run", "find_lr", "is_continued", "resume", "rules", "seeds",
+    "workers",
 )  # fmt: skip
 MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
 SMALL_BATCH = 32  # for few images
