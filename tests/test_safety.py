@@ -38,7 +38,7 @@ from machine import pick_precision
 from model import ARCHS
 from utils import UserError
 
-KILLS = int(os.environ.get("KILLS", "8"))
+KILLS = int(os.environ.get("KILLS", "5"))
 KILLS_EACH = min(KILLS, 100)  # of one training; more kills are more trainings
 FUZZ = int(os.environ.get("FUZZ", "300"))
 

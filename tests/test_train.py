@@ -381,7 +381,8 @@ def test_bench_measures_every_part(call, monkeypatch):
     assert status == 0
     for name in (
         "ShiftScaleRotate",
-        "ours: the first three, and their seeding",
+        "the first three, seeded, an image at a time",
+        "ours: the same pixels, a batch at a time",
         "1 workers",
         "float32, eager, contiguous",
         "published loop, reference network",
