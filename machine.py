@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -166,6 +167,43 @@ def compile_where_it_pays(training, choice, image_count, batch, world):
         net._compiled_call_impl = None
     print(f"warning   not compiled, as that fails here: {troubles[0]}")
     return False
+
+
+class Crowding:
+    """Tells, once, that other programs slow a training on the CPU down.
+
+    PyTorch's threads wait for each other at the end of each operation, so that all of them
+    wait for the one whose core another program has: see docs/speed.md. It is seen by what
+    this process got of its cores, and by the system's load; Windows has no such number.
+    """
+
+    def __init__(self, device):
+        self.threads = torch.get_num_threads()
+        self.is_watched = device.type == "cpu" and self.threads > 1
+        self.is_watched &= hasattr(os, "getloadavg")
+        self.start = self.now()
+
+    def now(self):
+        return time.process_time(), time.perf_counter()
+
+    def note(self):
+        """Print a note if it has been so since the last call; call it after each epoch."""
+        if not self.is_watched:
+            return
+        now = self.now()
+        computed, passed = (end - start for start, end in zip(self.start, now))
+        self.start = now
+        own = self.threads * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        others = (
+            os.getloadavg()[0] - own
+        )  # programs that want a core, in the last minute
+        if computed < 0.8 * self.threads * passed and others > 0.5:
+            self.is_watched = False
+            fewer = self.threads - 1
+            print(
+                "note      other programs keep the cores busy, for which its threads wait: "
+                f"to go on with OMP_NUM_THREADS={fewer} may be faster (docs/speed.md)"
+            )
 
 
 def warn_of_unsafe_layers(net, device, dtype):

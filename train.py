@@ -62,6 +62,7 @@ from evaluate import measure, predict
 from layers import saved_by_mirroring
 from machine import (
     ALONE,
+    Crowding,
     add_device_options,
     compile_where_it_pays,
     is_lost,
@@ -542,6 +543,7 @@ def train_epochs(training, loader, images, history, run, files):
     args, world, split = training.args, training.world, images.chooser
     pictures, labels = images.splits[split]
     averaged = training.ema.net
+    crowding = Crowding(training.device)
     try:
         for epoch in range(len(history.rows) + 1, args.epochs + 1):
             start, lr = time.perf_counter(), training.lr
@@ -571,6 +573,7 @@ def train_epochs(training, loader, images, history, run, files):
                 if files.are_written:
                     files.save_epoch(run, longer, training)
                 history = longer
+            crowding.note()
     except KeyboardInterrupt:
         print(
             f"\ninterrupted: {len(history.rows)} of {args.epochs} epochs are finished"

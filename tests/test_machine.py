@@ -249,6 +249,63 @@ def test_gpu_that_is_not_used_is_said(monkeypatch, capsys, listed, cuda, warning
     assert capsys.readouterr().out == ""
 
 
+class Clock:
+    """Minutes of the clock, of which a training computes on some cores, beside a load."""
+
+    def __init__(self, monkeypatch):
+        self.passed = self.computed = self.load = 0
+        monkeypatch.setattr(machine.time, "perf_counter", lambda: self.passed)
+        monkeypatch.setattr(machine.time, "process_time", lambda: self.computed)
+        monkeypatch.setattr(os, "getloadavg", lambda: (self.load, 0, 0), raising=False)
+
+    def minute(self, cores, load):
+        self.passed += 60
+        self.computed += 60 * cores
+        self.load = load
+
+
+@pytest.mark.parametrize(
+    ("cores", "load", "device", "threads", "is_said"),
+    [
+        (1.3, 3.0, CPU, 2, True),  # one other program
+        (1.8, 2.0, CPU, 2, False),  # alone
+        (1.3, 2.0, CPU, 2, False),  # it waits for itself
+        (1.9, 3.0, CPU, 2, False),  # the other program was there earlier
+        (0.9, 3.0, CPU, 1, False),  # fewer threads there are not
+        (1.3, 3.0, CUDA, 2, False),
+    ],
+)
+def test_a_training_beside_other_programs_is_told_so(
+    monkeypatch, capsys, cores, load, device, threads, is_said
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    clock = Clock(monkeypatch)
+    crowding = machine.Crowding(device)
+    clock.minute(threads, threads)
+    crowding.note()
+    assert capsys.readouterr().out == ""
+    for _ in range(2):  # it is said once
+        clock.minute(cores, load)
+        crowding.note()
+    assert capsys.readouterr().out.count("OMP_NUM_THREADS=1 ") == is_said
+
+
+def test_processes_of_one_training_are_no_other_programs(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    clock = Clock(monkeypatch)
+    crowding = machine.Crowding(CPU)
+    clock.minute(1.3, 4.0)
+    crowding.note()
+    assert capsys.readouterr().out == ""
+
+
+def test_windows_has_no_load_and_no_note(monkeypatch):
+    monkeypatch.delattr(os, "getloadavg", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    machine.Crowding(CPU).note()
+
+
 @pytest.mark.parametrize(
     ("device", "dtype", "warned"),
     [
