@@ -489,9 +489,9 @@ def test_a_table_that_makes_no_network_is_refused(fails, monkeypatch, changes, m
 
 
 def test_unknown_names_are_refused_with_the_known_ones(fails):
-    assert "small" in fails(model.main, "--arch", "resnet")
-    assert "stride-free" in fails(model.main, "--downsample", "pool")
-    assert "layer" in fails(model.main, "--norm", "instance")
+    assert "small" in fails(model.main, "--arch", "nonsense")
+    assert "stride-free" in fails(model.main, "--downsample", "nonsense")
+    assert "layer" in fails(model.main, "--norm", "nonsense")
     assert "below 1" in fails(model.main, "--dropout", "1")
 
 

@@ -12,7 +12,7 @@ from test_model import random_rows, tables
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from layers import NORMS, SqueezeExcitation
+from layers import NORMS, PIXELWISE_NORMS, SqueezeExcitation
 from model import DOWNSAMPLE, TableNet, build, receptive_fields, table
 from receptive_field import trace
 from rules import RECEPTIVE_FIELD, checklist, walk_back
@@ -40,9 +40,10 @@ def positive(net):
     """A copy in float64 with positive weights, and without statistics over the map,
     which are left out of a receptive field, as is usual."""
     net = copy.deepcopy(net).double().eval()
+    norms = {type(make(8)) for make in NORMS.values()} - set(PIXELWISE_NORMS)
     for module in list(net.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm):
+            if type(child) in norms:
                 setattr(module, name, nn.Identity())
             if isinstance(child, nn.Conv2d):
                 nn.init.uniform_(child.weight, 0.5, 1.0)
