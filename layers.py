@@ -125,14 +125,22 @@ def with_mirror_images(kernels):
     """Kernels (N, C, rows, columns), followed by their mirror images: (2N, C, ...).
 
     The mirror image of an image then gives the mirror image of the map, with its two halves
-    exchanged. A kernel that reads such a map has to exchange its halves too; the three
+    exchanged.
+    """
+    return torch.cat([kernels, mirror_images(kernels)])
+
+
+def mirror_images(kernels):
+    """The mirror images of kernels (N, C, rows, columns).
+
+    A kernel that reads a map of mirrored kernels has to exchange its halves too; the three
     channels of an image and the one of a depthwise kernel are no pairs.
     """
     images = kernels.flip(3)
     channels = kernels.shape[1]
     if channels % 2 == 0:
         images = images.roll(channels // 2, 1)
-    return torch.cat([kernels, images])
+    return images
 
 
 def every_nth(x, n):

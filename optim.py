@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from layers import Conv
+
 # Each optimizer's own learning rate (the highest of the schedule) and weight decay, where
 # --lr and --weight-decay do not say otherwise.
 DEFAULTS = {
@@ -44,8 +46,8 @@ def make_optimizers(net, head, args):
         return [torch.optim.AdamW(groups, **settings)]
     optimizers = [torch.optim.SGD(groups, momentum=0.9, nesterov=True, **settings)]
     if kernels:
-        muon = Muon(kernels, lr=args.muon_lr, weight_decay=args.muon_decay)
-        optimizers.append(muon)
+        settings = {"lr": args.muon_lr, "weight_decay": args.muon_decay}
+        optimizers.append(Muon(kernels, mirrored_kernels(net), **settings))
     return optimizers
 
 
@@ -104,6 +106,15 @@ class AllOrNone:
             optimizer.step()
 
 
+def mirrored_kernels(net):
+    """The ids of the weights whose layers have their mirror images too."""
+    return {
+        id(layer.weight)
+        for layer in net.modules()
+        if isinstance(layer, Conv) and layer.is_mirrored
+    }
+
+
 def count_computed(net):
     """How many layers have a kernel that is no weight by itself."""
     layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -126,35 +137,97 @@ def mixing_kernels(net, head):
     return kernels
 
 
-class Muon(torch.optim.Muon):
-    """PyTorch's Muon, which takes matrices, for kernels: one row per output channel.
+class Muon(torch.optim.Optimizer):
+    """Steps in which a kernel, as a matrix of one row per output channel, is orthogonal.
 
-    It is given views of the kernels as matrices. A view shares its kernel's memory, so
-    what Muon writes there is the kernel's. Only the gradient must be handed over, as a view
-    too, before each step, since each backward pass makes a new one.
+    Jordan et al., "Muon", 2024. PyTorch's own would make the stored half of mirrored kernels
+    orthogonal, and not the layer; and it takes kernels one at a time and in bfloat16, for
+    which many CPUs have no units. `mirrored` holds the ids of kernels with mirror images.
     """
 
-    def __init__(self, kernels, **settings):
-        self.kernels = kernels
-        for kernel in kernels:
-            if not (kernel.is_contiguous() or is_channels_last(kernel)):
-                kernel.data = kernel.data.contiguous()  # of another order, no matrix
-        views = [nn.Parameter(as_matrix(kernel.detach())) for kernel in kernels]
-        super().__init__(views, **settings)
+    def __init__(self, kernels, mirrored=(), **settings):
+        super().__init__(kernels, {"momentum": 0.95} | settings)
+        self.mirrored = mirrored
 
+    @torch.no_grad()
     def step(self, closure=None):
-        for view, kernel in zip(self.param_groups[0]["params"], self.kernels):
-            gradient = kernel.grad
-            if gradient is not None and gradient.stride() != kernel.stride():
-                gradient = torch.empty_like(kernel).copy_(gradient)  # in the same order
-            view.grad = None if gradient is None else as_matrix(gradient)
-        return super().step(closure)
+        (group,) = self.param_groups
+        alike = {}  # kernels by what they have in common
+        for kernel in group["params"]:
+            if kernel.grad is not None:
+                key = (kernel.shape, id(kernel) in self.mirrored)
+                alike.setdefault(key, []).append(kernel)
+        for (shape, is_mirrored), kernels in alike.items():
+            updates = self.momenta(kernels, group["momentum"])
+            if is_mirrored:
+                updates = orthogonal_with_images(updates)
+            else:
+                updates = orthogonal(updates)
+            rows, columns = shape[0] * (2 if is_mirrored else 1), shape[1:].numel()
+            rate = group["lr"] * max(1, rows / columns) ** 0.5
+            for kernel, update in zip(kernels, updates):
+                kernel.mul_(1 - group["lr"] * group["weight_decay"])
+                kernel.sub_(update, alpha=rate)
+
+    def momenta(self, kernels, momentum):
+        """The gradients of kernels of one shape, with Nesterov momentum: (N, *shape)."""
+        updates = []
+        for kernel in kernels:
+            state = self.state[kernel]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(kernel.grad)
+            state["momentum_buffer"].lerp_(kernel.grad, 1 - momentum)
+            updates.append(kernel.grad.lerp(state["momentum_buffer"], momentum))
+        return torch.stack(updates)
+
+    def load_state_dict(self, state):
+        """As of any optimizer; an older last.pt has matrices, in the order of the memory."""
+        super().load_state_dict(state)
+        for kernel, values in self.state.items():
+            momentum = values["momentum_buffer"]
+            if momentum.ndim == kernel.ndim:
+                continue
+            if kernel.is_contiguous(memory_format=torch.channels_last):
+                momentum = momentum.view(kernel.permute(0, 2, 3, 1).shape)
+                values["momentum_buffer"] = momentum.permute(0, 3, 1, 2)
+            else:
+                values["momentum_buffer"] = momentum.view(kernel.shape)
 
 
-def is_channels_last(kernel):
-    return kernel.ndim == 4 and kernel.is_contiguous(memory_format=torch.channels_last)
+def orthogonal_with_images(kernels):
+    """As `orthogonal` of kernels and their mirror images together: of these, the kernels.
+
+    What mirroring leaves as it is and what it turns around are orthogonal to each other:
+    they are two matrices of half the size, each brought near 1 for itself.
+    """
+    sizes = kernels.flatten(1).norm(dim=1).repeat(2)
+    if kernels.shape[2] % 2 == 1:  # no pairs of channels, but the columns of each
+        images = kernels.flip(4)
+        parts = torch.cat([kernels + images, kernels - images]) / 2
+        even, odd = orthogonal(parts, sizes).chunk(2)
+        return (even + odd) / 2**0.5
+    first, second = kernels.chunk(2, 2)  # as `mirror_images` exchanges them
+    second = second.flip(4)
+    parts = torch.cat([first + second, first - second]) / 2**0.5
+    even, odd = orthogonal(parts, sizes).chunk(2)
+    return torch.cat([even + odd, (even - odd).flip(4)], 2) / 2
 
 
-def as_matrix(kernel):
-    """A view of a kernel (out, in, k, k) as (out, in * k * k), in either memory format."""
-    return kernel.as_strided((len(kernel), kernel[0].numel()), (kernel.stride(0), 1))
+def orthogonal(kernels, sizes=None):
+    """Kernels (N, out, ...) with the singular values of each, as a matrix, brought near 1.
+
+    By five Newton-Schulz steps, which lead to 0.7 to 1.2, with the coefficients of Jordan et
+    al. `sizes` (N,) are norms that no singular value exceeds (default: those of the kernels).
+    """
+    if sizes is None:
+        sizes = kernels.flatten(1).norm(dim=1)
+    matrices = kernels.flatten(2) / sizes.clamp(min=1e-7)[:, None, None]
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(
+            x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a
+        )
+    return (x.mT if is_tall else x).reshape(kernels.shape)

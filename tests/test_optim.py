@@ -11,6 +11,7 @@ from torch import nn
 import engine
 import optim
 from engine import Training
+from layers import with_mirror_images
 from model import ARCHS, build, try_out
 from train import parse_arguments
 
@@ -46,7 +47,7 @@ def test_groups_of_weights_of_a_table():
         "c4.conv.depthwise.weight",
         "o.conv.conv.weight",
     ]
-    kernels = names_of(own.net, muon.kernels)
+    kernels = names_of(own.net, muon.param_groups[0]["params"])
     others = names_of(own.net, decayed["params"] + free["params"])
     everything = names_of(own.net, own.net.parameters())
     assert sorted(kernels + others) == sorted(everything)
@@ -56,7 +57,7 @@ def test_groups_of_weights_of_a_class():
     """Its last layer is linear: it is that one, and no convolution, that SGD keeps."""
     own = start("--optimizer", "muon", arch="own")
     sgd, muon = own.optimizers
-    assert names_of(own.net, muon.kernels) == [
+    assert names_of(own.net, muon.param_groups[0]["params"]) == [
         "stem.weight",
         "shrink1.weight",
         "deep.1.weight",
@@ -195,6 +196,70 @@ def test_muon_makes_steps_of_orthogonal_rows(of_kernel, of_gradient):
     _, _, rows = torch.linalg.svd(kernel.grad.flatten(1), full_matrices=False)
     assert torch.allclose(step.flatten(1) @ rows.T @ rows, step.flatten(1), atol=0.02)
     assert (step * kernel.grad).sum() < 0
+
+
+@pytest.mark.parametrize("shape", [(16, 8, 3, 3), (48, 3, 3, 3), (20, 30)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_muon_is_pytorchs_and_goes_on_with_its_momentum(shape, layout, monkeypatch):
+    """In float64, and with the state that PyTorch's has after three steps."""
+    if len(shape) == 2 and layout != "contiguous":
+        pytest.skip("a matrix has one layout")
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self)  # which it takes
+
+    def matrix_of(kernel):  # as PyTorch's got it: of kernels in channels last by pixels
+        is_last = layout == "channels last"
+        return (kernel.permute(0, 2, 3, 1) if is_last else kernel).flatten(1).clone()
+
+    torch.manual_seed(0)
+    kernel = nn.Parameter(LAYOUTS[layout](torch.randn(shape, dtype=torch.float64)))
+    other = nn.Parameter(matrix_of(kernel.detach()))
+    settings = {"lr": 0.3, "weight_decay": 0.1}
+    theirs = torch.optim.Muon([other], **settings)
+    ours = optim.Muon([kernel], **settings)
+    for step in range(6):
+        if step == 3:
+            ours = optim.Muon([kernel], **settings)
+            ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+        kernel.grad = LAYOUTS[layout](torch.randn(shape, dtype=torch.float64))
+        other.grad = matrix_of(kernel.grad)
+        ours.step()
+        theirs.step()
+        assert (matrix_of(kernel.detach()) - other).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(44, 88, 3, 3), (24, 3, 3, 3), (80, 64, 1, 1)])
+def test_muon_of_mirrored_kernels_is_that_of_all_of_them(shape):
+    """Half of them, with the gradient of all, take the step that all take: to 1e-12."""
+    torch.manual_seed(0)
+    half = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    whole = nn.Parameter(with_mirror_images(half.detach()))
+    settings = {"lr": 0.3, "weight_decay": 0.1}
+    of_half = optim.Muon([half], {id(half)}, **settings)
+    of_whole = optim.Muon([whole], **settings)
+    for _ in range(3):
+        whole.grad = with_mirror_images(torch.randn(shape, dtype=torch.float64))
+        half.grad = 2 * whole.grad[: shape[0]]  # each weight is in two kernels
+        of_half.step()
+        of_whole.step()
+    assert (with_mirror_images(half.detach()) - whole).abs().max() < 1e-12
+
+
+def test_muon_takes_kernels_of_one_shape_together():
+    """As each for itself; and knows which of them are mirrored."""
+    own = start("--kernels", "mirrored", arch="default")
+    muon = own.optimizers[1]
+    assert len(muon.mirrored) == 9
+    own.start_epoch()
+    own.backward(IMAGES, LABELS)
+    before = [kernel.detach().clone() for kernel in muon.param_groups[0]["params"]]
+    own.optimizers[1].step()
+    for old, kernel in zip(before, muon.param_groups[0]["params"], strict=True):
+        alone = nn.Parameter(old.clone())
+        alone.grad = kernel.grad
+        settings = {key: muon.param_groups[0][key] for key in ("lr", "weight_decay")}
+        mirrored = {id(alone)} if id(kernel) in muon.mirrored else ()
+        optim.Muon([alone], mirrored, **settings).step()
+        assert torch.allclose(alone, kernel, atol=1e-4)
 
 
 def test_adamw_is_pytorchs():
