@@ -200,6 +200,7 @@ def orthogonal_with_images(kernels):
     What mirroring leaves as it is and what it turns around are orthogonal to each other:
     they are two matrices of half the size, each brought near 1 for itself.
     """
+    # Not those of the parts: one factor for both, as for the matrix that they make up.
     sizes = kernels.flatten(1).norm(dim=1).repeat(2)
     if kernels.shape[2] % 2 == 1:  # no pairs of channels, but the columns of each
         images = kernels.flip(4)

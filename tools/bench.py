@@ -110,6 +110,25 @@ class PublishedLoop:
             losses.append(loss.item())
 
 
+class PyTorchsMuon(torch.optim.Muon):
+    """It takes matrices: views of the kernels, and of their gradients at each step."""
+
+    def __init__(self, muon):
+        self.kernels = muon.param_groups[0]["params"]
+        matrices = [nn.Parameter(as_matrix(kernel.detach())) for kernel in self.kernels]
+        super().__init__(matrices, lr=muon.defaults["lr"])
+
+    def step(self, closure=None):
+        for matrix, kernel in zip(self.param_groups[0]["params"], self.kernels):
+            matrix.grad = as_matrix(kernel.grad)
+        return super().step(closure)
+
+
+def as_matrix(kernel):
+    """A kernel (N, C, rows, columns) as (N, C * rows * columns), by its order in memory."""
+    return kernel.movedim(1, -1).view(len(kernel), -1)
+
+
 class OurLoop:
     """The loop of train.py, with its defaults but for what is given here."""
 
@@ -164,6 +183,13 @@ def show(name, value, note=""):
     print(f"  {name:40}{value:>9,.{0 if value >= 10 else 2}f}   {note}", flush=True)
 
 
+def one_by_one(data):
+    """The same augmented images, the pixels made by albumentations."""
+    copied = copy.copy(data)
+    copied.is_known = False
+    return copied
+
+
 def bench_augmentation(data):
     """Print the time of each step; returns ours as a share of the published one's."""
     images = [image.numpy() for image in data.images]
@@ -174,20 +200,28 @@ def bench_augmentation(data):
     def ours():
         return data.augment(1, range(COUNT))
 
-    one_by_one = copy.copy(data)
-    one_by_one.is_known = False  # so that albumentations makes the pixels
-    theirs = functools.partial(one_by_one.augment, 1, range(COUNT))
+    theirs = functools.partial(one_by_one(data).augment, 1, range(COUNT))
     whole = PublishedImages(data.images, data.labels).transform
     times = seconds(*map(each, [*whole.transforms, whole]), theirs, ours)
-    *parts, published, one_by_one, drawn = (1e6 * time / COUNT for time in times)
+    *parts, published, singly, drawn = (1e6 * time / COUNT for time in times)
     print("\nAugmentation: microseconds an image, on one core")
     for step, microseconds in zip(whole.transforms, parts):
         show(type(step).__name__, microseconds)
     show("published: all five, an image at a time", published)
-    show("the first three, seeded, an image at a time", one_by_one)
-    faster = f"{one_by_one / drawn:.2f} times as fast"
+    show("the first three, seeded, an image at a time", singly)
+    faster = f"{singly / drawn:.2f} times as fast"
     show("ours: the same pixels, a batch at a time", drawn, faster)
     return drawn / published
+
+
+def bench_muon(loop):
+    """Print the time of a step of Muon and of PyTorch's; `loop` is an `OurLoop`."""
+    loop.training.backward(*loop.batch)
+    ours = loop.training.optimizers[1]
+    time, pytorchs = seconds(ours.step, PyTorchsMuon(ours).step, rounds=20)
+    print("\nMuon: microseconds a step")
+    show("PyTorch's", 1e6 * pytorchs)
+    show("ours", 1e6 * time, f"{pytorchs / time:.2f} times as fast")
 
 
 def bench_loader(data, device):
@@ -232,6 +266,7 @@ def main(argv=None):
     images = torch.randint(256, (COUNT, SIDE, SIDE, 3), dtype=torch.uint8)
     data = AugmentedImages(images, labels, augmentation(MEAN, True, MOVE, HOLE), 0)
     share = bench_augmentation(data)
+    bench_muon(OurLoop(data, device, "default", args.amp))
     bench_loader(data, device)
     fastest = bench_steps(data, device, args.amp)
 
@@ -241,13 +276,20 @@ def main(argv=None):
     published = PublishedLoop(PublishedImages(images, labels), device)
     reference = OurLoop(data, device, "reference", args.amp)
     ours = OurLoop(data, device, "default", args.amp)
-    loops = published.epoch, reference.epoch, ours.epoch, fastest.steps
-    published, reference, ours, steps = (
+    plain = OurLoop(one_by_one(data), device, "default", args.amp)
+    plain.training.optimizers[1] = PyTorchsMuon(plain.training.optimizers[1])
+    loops = published.epoch, reference.epoch, plain.epoch, ours.epoch, fastest.steps
+    published, reference, plain, ours, steps = (
         COUNT / time for time in seconds(*loops, rounds=5)
     )
     show("published loop, reference network", published)
-    for name, rate in (("reference", reference), ("default", ours)):
-        show(f"this loop, {name} network", rate, f"{rate / published:.2f} times")
+    named = {
+        "this loop, reference network": reference,
+        "default, both made by the libraries": plain,
+        "this loop, default network": ours,
+    }
+    for name, rate in named.items():
+        show(name, rate, f"{rate / published:.2f} times")
     show(
         "the fastest step above, measured again", steps, f"training: {ours / steps:.2f}"
     )
