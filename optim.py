@@ -207,7 +207,7 @@ def orthogonal_with_images(kernels):
         parts = torch.cat([kernels + images, kernels - images]) / 2
         even, odd = orthogonal(parts, sizes).chunk(2)
         return (even + odd) / 2**0.5
-    first, second = kernels.chunk(2, 2)  # as `mirror_images` exchanges them
+    first, second = kernels.chunk(2, 2)  # as `with_mirror_images` exchanges them
     second = second.flip(4)
     parts = torch.cat([first + second, first - second]) / 2**0.5
     even, odd = orthogonal(parts, sizes).chunk(2)
