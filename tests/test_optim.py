@@ -136,7 +136,7 @@ def test_kernels_that_are_computed_are_left_to_sgd(capsys, monkeypatch):
 
     monkeypatch.setitem(ARCHS, "normed", Normed)
     net = build("normed", "dilated", None, None)
-    own = start(arch="normed", net=net)
+    own = start("--optimizer", "muon", arch="normed", net=net)
     assert (
         "kernels of 1 layers are computed from other weights" in capsys.readouterr().out
     )
@@ -245,20 +245,22 @@ def test_muon_of_mirrored_kernels_is_that_of_all_of_them(shape):
 
 
 def test_muon_takes_kernels_of_one_shape_together():
-    """As each for itself; and knows which of them are mirrored."""
-    own = start("--kernels", "mirrored", arch="default")
+    """As each for itself, and knows which of them are mirrored: of "small", all."""
+    free = build("small", "dilated", "batch", None, kernels="free")
+    assert start("--optimizer", "muon", net=free).optimizers[1].mirrored == set()
+    own = start("--optimizer", "muon")
     muon = own.optimizers[1]
-    assert len(muon.mirrored) == 9
+    kernels = muon.param_groups[0]["params"]
+    assert muon.mirrored.issuperset(map(id, kernels))
     own.start_epoch()
     own.backward(IMAGES, LABELS)
-    before = [kernel.detach().clone() for kernel in muon.param_groups[0]["params"]]
+    before = [kernel.detach().clone() for kernel in kernels]
     own.optimizers[1].step()
-    for old, kernel in zip(before, muon.param_groups[0]["params"], strict=True):
+    for old, kernel in zip(before, kernels, strict=True):
         alone = nn.Parameter(old.clone())
         alone.grad = kernel.grad
         settings = {key: muon.param_groups[0][key] for key in ("lr", "weight_decay")}
-        mirrored = {id(alone)} if id(kernel) in muon.mirrored else ()
-        optim.Muon([alone], mirrored, **settings).step()
+        optim.Muon([alone], {id(alone)}, **settings).step()
         assert torch.allclose(alone, kernel, atol=1e-4)
 
 
