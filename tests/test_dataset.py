@@ -45,7 +45,7 @@ from dataset import (
     training_loader,
 )
 from utils import UserError
-from whole_batch import is_known
+from whole_batch import is_known, is_known_on_device
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -354,8 +354,28 @@ def test_a_device_makes_the_pixels_of_albumentations(seed):
         assert (off > 0).float().mean() < 1e-3
 
 
+def three_steps(mean, mirror, move, hole):
+    """A flip, a move and a hole, which devices know, whatever `augmentation` makes."""
+    size = {"hole_height_range": (16, 16), "hole_width_range": (16, 16)}
+    steps = [
+        A.HorizontalFlip(p=0.5 * mirror),
+        A.Affine(translate_px=(-1, 1), rotate=(-5, 5), **CUBIC, p=move),
+        A.CoarseDropout(**size, fill=[255 * value for value in mean], p=hole),
+    ]
+    return A.Compose(steps)
+
+
+def test_the_three_steps_are_known_to_be_fast():
+    transform = augmentation((0.5,) * 3, True, 0.7, 0.15)
+    steps = [type(step) for step in transform.transforms]
+    if steps != [A.HorizontalFlip, A.ShiftScaleRotate, A.CoarseDropout]:
+        pytest.skip("dataset.py has another augmentation")
+    assert is_known(transform)
+    assert is_known_on_device(transform)
+
+
 def test_where_the_pixels_are_made(monkeypatch):
-    steps = augmentation((0.5,) * 3, True, 0.7, 0.15)
+    steps = three_steps((0.5,) * 3, True, 0.7, 0.15)
     data = AugmentedImages(noise(8), torch.arange(8), steps, 0)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     room = {"free": 4 * data.images.nbytes + 8}

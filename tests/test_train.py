@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT, run_script, run_train
 from nets import OwnNet
+from test_dataset import three_steps
 from torch import nn
 
 import compare
@@ -121,8 +122,9 @@ def test_a_training_does_without_a_stream(tmp_path, closed):
     assert ("nothing was written" in result.stdout) == (closed == "2>&-")
 
 
-def test_the_pixels_of_a_training_may_be_made_on_the_device(call):
+def test_the_pixels_of_a_training_may_be_made_on_the_device(call, monkeypatch):
     """With the same draws, in workers too: the first epochs differ by rounding alone."""
+    monkeypatch.setattr(train, "augmentation", three_steps)
     losses = {}
     for name, options in (
         ("cpu", ["--augment", "cpu"]),
