@@ -131,7 +131,7 @@ def add_recipe_options(add):
     add("--weight-decay", type=RATE,
         help="weight decay (L2) of all but norms and biases; with muon, of those that SGD "
         f"trains: without any L2 --muon-decay is 0 too (default: {decays})")
-    add("--muon-lr", type=RATE, default=0.04, help="peak learning rate of Muon")
+    add("--muon-lr", type=RATE, default=0.055, help="peak learning rate of Muon")
     add("--muon-decay", type=RATE, default=0.06, help="weight decay of Muon")
     add("--schedule", choices=SCHEDULES, default="onecycle",
         help="schedule of the learning rates; plateau watches the loss of the held-out images, "

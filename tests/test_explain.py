@@ -14,10 +14,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+import scipy.optimize
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
 from nets import OwnNet
 from PIL import Image
+from sklearn.calibration import calibration_curve
 from torch import nn
 from torch.utils import checkpoint
 
@@ -30,6 +33,10 @@ import train
 from checkpoint import History, load_checkpoint, restore
 from evaluate import grad_cam, grad_cam_or_note, overlay
 from rules import GOAL
+
+sys.path.insert(0, str(ROOT / "tools"))
+
+import trust
 
 QUICK = [
     "--dataset",
@@ -270,7 +277,7 @@ def test_joint_curves_of_trainings_of_other_lengths_and_metrics(
     with open(longer / "history.csv", "a") as file:
         file.write("3,0.1,0.5,0.9,0.4,0.9\n")
     header, first, second = (more / "history.csv").read_text().splitlines()
-    lines = [f"{header},test_top5", f"{first},", f"{second},0.99"]
+    lines = [f"{header},test_sureness", f"{first},", f"{second},0.99"]
     (more / "history.csv").write_text("\n".join(lines) + "\n")
     figures = []
     monkeypatch.setattr(
@@ -280,14 +287,15 @@ def test_joint_curves_of_trainings_of_other_lengths_and_metrics(
     drawn = {}
     for axes in figures[0].axes:
         drawn[axes.get_title()] = [len(line.get_xdata()) for line in axes.lines]
-    assert drawn == {
+    expected = {
         "loss in training (augmented)": [2, 3, 2],
         "accuracy in training (augmented)": [2, 3, 2],
-        "top5 in training (augmented)": [0, 0, 0],
+        "sureness in training (augmented)": [0, 0, 0],
         "loss as evaluated": [2, 3, 2],
         "accuracy as evaluated": [2, 3, 2],
-        "top5 as evaluated": [0, 0, 1],
+        "sureness as evaluated": [0, 0, 1],
     }
+    assert drawn | expected == drawn  # which has those of metrics of one's own, too
 
 
 def test_options_that_say_nothing_with_a_schedule_are_no_difference():
@@ -593,3 +601,70 @@ def test_confusion_matrix_shows_mistakes_in_colour_and_shares(monkeypatch):
     assert sorted(text.get_text() for text in axes.texts) == ["10", "15", "5", "90"]
     assert axes.images[0].get_clim() == (0, 10)  # the right answers do not scale it
     assert matrix[0, 0] == 90  # and are not changed
+
+
+def random_scores(count, seed=0):
+    """Scores of ten classes that are often right, and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(10, (count,), generator=generator)
+    scores = torch.randn(count, 10, generator=generator)
+    return scores + 2 * F.one_hot(labels, 10), labels
+
+
+def test_calibration_error_against_scikit_learns_curve():
+    scores, labels = random_scores(2_000)
+    probabilities = scores.softmax(1)
+    confidence, predicted = probabilities.max(1)
+    right = predicted == labels
+    by_bin = calibration_curve(right, confidence, n_bins=15)
+    counts, _ = np.histogram(confidence, bins=15, range=(0, 1))
+    gaps = np.abs(by_bin[0] - by_bin[1])
+    expected = (gaps * counts[counts > 0]).sum() / len(labels)
+    found = trust.calibration_error(probabilities, labels)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found > 0.01
+
+
+def test_temperature_is_the_likeliest():
+    scores, labels = random_scores(2_000)
+
+    def loss(temperature):
+        return F.cross_entropy(scores / temperature, labels).item()
+
+    best = scipy.optimize.minimize_scalar(loss, bounds=(0.1, 10), method="bounded").x
+    assert trust.temperature(scores, labels) == pytest.approx(best, rel=1e-3)
+    # Scores three times too sure are brought back.
+    assert trust.temperature(3 * scores, labels) == pytest.approx(3 * best, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", trust.CORRUPTIONS)
+def test_the_last_severity_of_a_corruption_is_the_worst(name):
+    generator = torch.Generator().manual_seed(0)
+    images = 255 * torch.rand(12, 3, 12, 12, generator=generator)
+    images = F.interpolate(images, (32, 32), mode="bilinear").permute(0, 2, 3, 1)
+    images = images.to(torch.uint8)
+    differences = []
+    for step in trust.CORRUPTIONS[name]:
+        result = trust.corrupted(images, step)
+        assert result.shape == images.shape
+        assert result.dtype == torch.uint8
+        assert torch.equal(result, trust.corrupted(images, step))
+        differences.append((result.float() - images).abs().mean().item())
+    assert 0 < min(differences)
+    assert max(differences[:2]) < differences[2]
+
+
+def test_trust_prints_all(call, monkeypatch):
+    call(train.main, *QUICK)
+    few = {name: trust.CORRUPTIONS[name] for name in ("contrast", "JPEG")}
+    monkeypatch.setattr(trust, "CORRUPTIONS", few)
+    status, output, _ = call(trust.main, "--ckpt", "best.pt")
+    assert status == 0
+    checkpoint = load_checkpoint("best.pt")
+    assert f"accuracy {checkpoint['accuracy']:.2%}\n" in output
+    assert re.search(r"calibration error: [\d.]+%; [\d.]+% with the scores", output)
+    *names, mean = [line.split() for line in output.splitlines()[-3:]]
+    assert [row[0] for row in names] == ["contrast", "JPEG"]
+    for place in (1, 2, 3):
+        average = sum(float(row[place]) for row in names) / 2
+        assert float(mean[place]) == pytest.approx(average, abs=0.011)
