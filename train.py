@@ -174,7 +174,8 @@ def add_machine_options(add):
         help="where the pixels of the augmentation are made; auto: on the device where that is "
         "CUDA, has room for the images and knows all steps")
     add("--compile", choices=["auto", "on", "off"], default="auto",
-        help="auto: on CUDA, where the training is long enough to win it back")
+        help="auto: where the training is long enough to win it back: on CUDA, and on CPUs "
+        "in bfloat16")
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
     add("--deterministic", action="store_true", help="same bits every time on CUDA too")
 

@@ -134,8 +134,9 @@ def small_training(*options, dtype=torch.float32):
 class Rehearsed:
     """In the place of a `Training`: says whether and on what it was tried."""
 
-    def __init__(self, device, error=None):
-        self.device, self.error, self.tried = device, error, []
+    def __init__(self, device, dtype=torch.float32, error=None):
+        self.device, self.dtype = device, dtype
+        self.error, self.tried = error, []
         self.net = build("small", "dilated", "batch", None)
         self.teachers = []
 
@@ -146,23 +147,28 @@ class Rehearsed:
 
 
 @pytest.mark.parametrize(
-    ("device", "images", "choice", "compiled"),
+    ("device", "dtype", "images", "choice", "compiled"),
     [
-        (CPU, 10**9, "auto", False),
-        (CPU, 1, "on", True),
-        (CUDA, 10**9, "off", False),
-        (CUDA, 1_999_999, "auto", False),
-        (CUDA, 2_000_000, "auto", True),
-        (MPS, 10**9, "auto", False),
+        (CPU, torch.float32, 10**9, "auto", False),
+        (CPU, torch.float32, 1, "on", True),
+        (CPU, torch.bfloat16, 999_999, "auto", False),
+        (CPU, torch.bfloat16, 1_000_000, "auto", True),
+        (CUDA, torch.float16, 10**9, "off", False),
+        (CUDA, torch.float16, 1_999_999, "auto", False),
+        (CUDA, torch.bfloat16, 2_000_000, "auto", True),
+        (MPS, torch.float16, 10**9, "auto", False),
     ],
 )
-def test_compiled_where_it_is_won_back(device, images, choice, compiled):
-    own = Rehearsed(device)
+def test_compiled_where_it_is_won_back(device, dtype, images, choice, compiled):
+    own = Rehearsed(device, dtype)
     batch = IMAGES, LABELS
     done = machine.compile_where_it_pays(own, choice, images, batch, ALONE)
     assert done == compiled
     assert own.tried == [batch] * compiled
     assert (own.net._compiled_call_impl is not None) == compiled
+    is_contiguous = compiled and device == CPU
+    assert (own.net.layout == torch.contiguous_format) == is_contiguous
+    assert own.net.body.c2.conv.body.conv.weight.is_contiguous() == is_contiguous
 
 
 class Many:
@@ -179,7 +185,7 @@ class Many:
 def test_compiler_that_fails_at_the_first_step(capsys, where):
     """All processes then train uncompiled: their graphs must not differ."""
     error = RuntimeError("no compiler\n\n" + 100 * "and much more ")
-    own = Rehearsed(CPU, error if where == "here" else None)
+    own = Rehearsed(CPU, error=error if where == "here" else None)
     world = ALONE if where == "here" else Many("no compiler")
     batch = IMAGES, LABELS
     assert not machine.compile_where_it_pays(own, "on", 1, batch, world)
@@ -187,6 +193,7 @@ def test_compiler_that_fails_at_the_first_step(capsys, where):
     assert warning.startswith("warning   not compiled, as that fails here: no compiler")
     assert len(warning) < 300
     assert own.net._compiled_call_impl is None
+    assert own.net.layout == torch.channels_last
     own.net(IMAGES)
 
 

@@ -34,6 +34,7 @@ from machine import (
     add_device_options,
     compile_where_it_pays,
     cores,
+    in_layout,
     keep_freed_memory,
     pick_device,
     pick_precision,
@@ -74,12 +75,6 @@ def plain_depthwise(layer):
     window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
     channels = layer.in_channels
     return nn.Conv2d(channels, channels, *window, groups=channels, bias=False)
-
-
-def in_layout(net, layout):
-    """The network with its weights and maps in a memory format."""
-    net.layout = layout
-    return net.to(memory_format=layout)
 
 
 class PublishedLoop:
@@ -151,6 +146,7 @@ class OurLoop:
             self.is_compiled = compile_where_it_pays(
                 self.training, "on", COUNT, (images, labels), ALONE
             )
+            in_layout(net, layout)
         self.loader = training_loader(data, args.batch_size, 0, args.workers, device)
         self.batch = images.to(device, memory_format=layout), labels.to(device)
 
