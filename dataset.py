@@ -14,6 +14,7 @@ import contextlib
 import copy
 import errno
 import functools
+import inspect
 import io
 import json
 import multiprocessing
@@ -83,6 +84,12 @@ def augmentation(mean, mirror, move, hole):
     `move` and `hole` are the probabilities of the second and the third step, in training
     those of --move and --hole.
     """
+    if "shift_limit" not in inspect.signature(A.ShiftScaleRotate.__init__).parameters:
+        raise UserError(
+            "albumentationsx is installed over albumentations, under the same name: it ignores "
+            "the options of the steps here. pip uninstall albumentationsx, then pip install "
+            "--force-reinstall albumentations==2.0.8"
+        )
     fill = tuple(round(255 * value) for value in mean)  # on the scale of the image
     with warnings.catch_warnings():  # it recommends Affine; the assignment names this
         warnings.filterwarnings(

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision.io
 from conftest import ROOT, run_script
 from PIL import Image, ImageCms
 from sklearn.datasets import load_digits
@@ -352,6 +353,37 @@ def test_a_device_makes_the_pixels_of_albumentations(seed):
         off = (expected.int() - found.int()).abs()
         assert off.max() <= 1
         assert (off > 0).float().mean() < 1e-3
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The image decoding"
+)  # torchvision recommends TorchCodec
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+def test_jpeg_files_have_the_same_pixels_in_three_libraries(tmp_path, subsampling):
+    generator = np.random.default_rng(0)
+    for number in range(5):
+        pixels = cv2.blur(generator.integers(0, 256, (32, 32, 3), np.uint8), (3, 3))
+        path = tmp_path / f"{number}.jpg"
+        Image.fromarray(pixels).save(path, quality=75, subsampling=subsampling)
+        image = read_image(path)
+        by_opencv = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        by_torchvision = torchvision.io.decode_image(str(path)).permute(1, 2, 0)
+        assert np.array_equal(image, by_opencv)
+        assert np.array_equal(image, by_torchvision.numpy())
+
+
+def test_the_successor_of_albumentations_is_refused(monkeypatch):
+    """albumentationsx has its import name, but ignores shift_limit: 45 degrees for 5."""
+
+    class ShiftScaleRotate:
+        def __init__(
+            self, shift_range=(-0.0625, 0.0625), rotate_range=(-45, 45), p=0.5
+        ):
+            pass
+
+    monkeypatch.setattr(A, "ShiftScaleRotate", ShiftScaleRotate)
+    with pytest.raises(UserError, match="albumentationsx is installed over"):
+        augmentation((0.5,) * 3, True, 0.7, 0.15)
 
 
 def three_steps(mean, mirror, move, hole):

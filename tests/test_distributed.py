@@ -141,7 +141,7 @@ def test_two_processes_are_one(alone, tmp_path):
 
 def test_two_processes_are_one_in_float16(tmp_path):
     """Their scales grow and shrink together; what differs is the rounding of float16."""
-    options = [*SMALL, "--amp", "float16", "--epochs", "2"]
+    options = [*SMALL, "--amp", "float16", "--epochs", "1"]  # some CPUs are slow at it
     (tmp_path / "alone").mkdir()
     with contextlib.chdir(tmp_path / "alone"):
         assert train.main(options) == 0

@@ -32,6 +32,7 @@ import plots
 import train
 from checkpoint import History, load_checkpoint, restore
 from evaluate import grad_cam, grad_cam_or_note, overlay
+from model import build
 from rules import GOAL
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -601,6 +602,31 @@ def test_confusion_matrix_shows_mistakes_in_colour_and_shares(monkeypatch):
     assert sorted(text.get_text() for text in axes.texts) == ["10", "15", "5", "90"]
     assert axes.images[0].get_clim() == (0, 10)  # the right answers do not scale it
     assert matrix[0, 0] == 90  # and are not changed
+
+
+def test_grad_cam_is_that_of_the_library_grad_cam():
+    """Of a network without ReLUs in place, which overwrite what its hook has kept."""
+    library = pytest.importorskip(
+        "pytorch_grad_cam", reason="grad-cam is not installed"
+    )
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
+    torch.manual_seed(0)
+    net = build("small", "dilated", "batch", None, activation="gelu").eval()
+    images = torch.randint(256, (4, 32, 32, 3), dtype=torch.uint8)
+    classes = torch.tensor([0, 3, 5, 9])
+    wanted = [targets.ClassifierOutputTarget(number) for number in classes.tolist()]
+    layer = net.body.c4.conv
+    with library.GradCAM(net, [layer]) as cam:
+        pixels = images.permute(0, 3, 1, 2).float()
+        cam(pixels, wanted)
+        kept = cam.activations_and_grads
+        maps, gradients = kept.activations[0].numpy(), kept.gradients[0].numpy()
+        raw = cam.get_cam_image(pixels, layer, wanted, maps, gradients, False)
+    expected = np.maximum(raw, 0)
+    expected /= expected.max((1, 2), keepdims=True)
+    found = grad_cam(net, images, classes)
+    assert found.shape == (4, 6, 6)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def random_scores(count, seed=0):

@@ -495,6 +495,49 @@ def test_unknown_names_are_refused_with_the_known_ones(fails):
     assert "below 1" in fails(model.main, "--dropout", "1")
 
 
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_group_norm_is_exact_on_the_maps_of_a_network(norm):
+    """PyTorch's loses the variance of maps in channels last whose mean is large beside it.
+
+    Of images of nearly one colour, where it is largest, to a hundredth of a deviation.
+    """
+    torch.manual_seed(0)
+    net = build("small", "dilated", norm, None).train()
+    errors, ratios = [], []
+
+    def compare(module, inputs, output):
+        (maps,) = inputs
+        assert maps.is_contiguous(memory_format=torch.channels_last)
+        groups = maps.double().unflatten(1, (module.num_groups, -1))
+        means, deviations = groups.mean((2, 3, 4)), groups.std((2, 3, 4))
+        ratios.append((means.abs() / deviations).max().item())
+        exact = F.group_norm(maps.double(), module.num_groups, eps=module.eps)
+        errors.append((output - exact).abs().max().item())
+
+    for module in net.modules():
+        if isinstance(module, nn.GroupNorm):
+            module.register_forward_hook(compare)
+    dark_to_bright = torch.linspace(0, 255, 16)[:, None, None, None].expand(
+        16, 3, 32, 32
+    )
+    net((dark_to_bright + 20 * torch.rand(16, 3, 32, 32)).clamp(0, 255))
+    assert len(errors) > 5
+    assert max(ratios) < 10
+    assert max(errors) < 1e-2
+
+
+def test_initial_weights_do_not_depend_on_the_memory_format():
+    """Random numbers come in the order of the memory: the layers are made contiguous."""
+    torch.manual_seed(0)
+    net = build("small", "dilated", "batch", 0.1)
+    torch.manual_seed(0)
+    plain = TableNet(net.rows, 10, "batch", 0.1, net.config["kernels"])
+    assert net.body.c2.conv.body.conv.weight.stride(1) == 1  # channels last by now
+    for name, weight in plain.named_parameters():
+        assert weight.is_contiguous()
+        assert torch.equal(net.body.get_parameter(name), weight), name
+
+
 def test_normalisation_is_part_of_the_network():
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from nets import OwnNet
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import engine
 import optim
@@ -325,6 +326,35 @@ def test_schedules():
     assert step == pytest.approx([0.2 * 0.9 ** (epoch // 2) for epoch in range(10)])
 
 
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step")
+def test_onecycle_goes_on_as_pytorchs_own():
+    """After a resume, on the second of two optimizers, against PyTorch's without one."""
+    rate = 0.03
+    weight = nn.Parameter(torch.zeros(1))
+    expected = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([weight], rate),
+        max_lr=rate,
+        total_steps=20,
+        pct_start=0.25,
+        cycle_momentum=False,
+        div_factor=10,
+        final_div_factor=1000,
+    )
+    options = ["--optimizer", "muon", "--muon-lr", rate, "--schedule", "onecycle"]
+    options += ["--peak", 0.25]
+    own = start(*options, steps=20)
+    for step in range(20):
+        if step == 7:
+            state, weights = own.state_dict(), own.ema.net.state_dict()
+            own = start(*options, steps=20)
+            own.load_state_dict(copy.deepcopy(state), weights)
+        found = own.optimizers[1].param_groups[0]["lr"]
+        assert found == pytest.approx(expected.get_last_lr()[0], rel=1e-12)
+        own.step(IMAGES, LABELS)
+        if step < 19:
+            expected.step()
+
+
 def test_plateau_waits_for_the_loss_it_is_told():
     options = ["--gamma", 0.5, "--patience", 1]
     assert rates("plateau", *options, losses=[3, 2, 1, 0.5]) == [0.2] * 4
@@ -344,6 +374,38 @@ def test_average_of_the_weights():
         expected = [a + (b - a) / 5 for a, b in zip(expected, now)]
     for name, value in zip(names, expected):
         assert torch.allclose(own.ema.net.state_dict()[name], value, atol=1e-6)
+
+
+def test_average_is_that_of_pytorchs_averaged_model():
+    own = start("--ema", 0.05)
+    theirs = AveragedModel(
+        own.net, multi_avg_fn=get_ema_multi_avg_fn(0.8), use_buffers=True
+    )
+    for _ in range(4):
+        own.step(IMAGES, LABELS)
+        theirs.update_parameters(own.net)
+    for name, value in theirs.module.state_dict().items():
+        if value.is_floating_point():  # it averages counters too, and rounds them down
+            assert torch.equal(own.ema.net.state_dict()[name], value), name
+
+
+def test_a_step_in_bfloat16_reads_the_weights_of_the_last_one():
+    """Autocast keeps what it has cast until it is left: around a whole loop, for ever."""
+    own = start("--optimizer", "sgd", "--lr", 0.1)
+    _, head = try_out(own.net)
+    own = Training(own.net, head, own.args, 100, torch.bfloat16)
+    own.start_epoch()
+    found, expected = [], []
+    for _ in range(3):
+        alone = copy.deepcopy(own.net)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = alone(IMAGES).float()
+        smoothing = own.args.label_smoothing
+        loss = F.cross_entropy(scores, LABELS, label_smoothing=smoothing)
+        expected.append(loss.item())
+        found.append(own.step(IMAGES, LABELS)[0].item())
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert len(set(found)) == 3
 
 
 def test_l1_penalty_is_that_of_all_parameters():
