@@ -96,7 +96,7 @@ def augmentation(mean, mirror, move, hole):
             "ignore", "ShiftScaleRotate is a special case of Affine"
         )
         moves = A.ShiftScaleRotate(
-            shift_limit=0.0625,
+            shift_limit=0.0625,  # 2 of 32 pixels, cut to whole ones towards 0: -1, 0 or 1
             scale_limit=0.05,
             rotate_limit=5,  # degrees
             interpolation=cv2.INTER_CUBIC,  # blurs less than the linear one

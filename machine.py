@@ -206,9 +206,8 @@ class Crowding:
         computed, passed = (end - start for start, end in zip(self.start, now))
         self.start = now
         own = self.threads * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        others = (
-            os.getloadavg()[0] - own
-        )  # programs that want a core, in the last minute
+        # How many threads wanted a core in the last minute, on average, but for our own.
+        others = os.getloadavg()[0] - own
         if computed < 0.8 * self.threads * passed and others > 0.5:
             self.is_watched = False
             fewer = self.threads - 1

@@ -114,7 +114,8 @@ def add_data_options(add):
         help="processes that augment (default: all cores but two, 8 at most; for a GPU two "
         "at least)")
     add("--move", type=FRACTION, default=MOVE,
-        help="probability that an image is shifted, scaled and rotated")
+        help="probability that an image is shifted (-1, 0 or 1 pixels each way: albumentations "
+        "cuts parts off), scaled and rotated")
     add("--hole", type=FRACTION, default=HOLE, help="probability that an image gets a hole")
 
 
