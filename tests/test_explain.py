@@ -687,7 +687,7 @@ def test_trust_prints_all(call, monkeypatch):
     status, output, _ = call(trust.main, "--ckpt", "best.pt")
     assert status == 0
     checkpoint = load_checkpoint("best.pt")
-    assert f"accuracy {checkpoint['accuracy']:.2%}\n" in output
+    assert f"accuracy {checkpoint['accuracy']:.2%}" in output
     assert re.search(r"calibration error: [\d.]+%; [\d.]+% with the scores", output)
     *names, mean = [line.split() for line in output.splitlines()[-3:]]
     assert [row[0] for row in names] == ["contrast", "JPEG"]
