@@ -50,15 +50,15 @@ DIGITS = ["--dataset", "digits", "--val-size", "1100", "-b", "32", *RECIPE]
 SMALL = ["--arch", "small", "--dropout", "0.1", *DIGITS]
 
 # Trains in forks of a process that has imported everything, a tenth of the time of a new
-# one. Arguments: the number of kills, what seeds their moments, then the training's. A
-# negative number -n kills the training at its n-th flush of a file to the disk, inside a
-# save.
+# one. Arguments: the kills of each folder as JSON, what seeds their moments, then the
+# training's. A negative number -n of kills is one, at the n-th flush of a file to the disk,
+# inside a save.
 HARNESS = """
-import csv, os, random, signal, sys, time
+import csv, json, os, random, signal, sys, time
 from PIL import Image
 import checkpoint, nets, train, utils
 
-kills, seed, arguments = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+folders, seed, arguments = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 pictures = "results/augmented.png", "results/curves.png"
 
 def fork(task):
@@ -91,12 +91,12 @@ def check():
 def check_files():
     assert os.waitpid(fork(check), 0)[1] == 0, "a damaged file"
 
-if kills < 0:
+def kill_at_flush(number):
     flushes, fsync = 0, os.fsync
     def kill_inside(descriptor):
-        global flushes
+        nonlocal flushes
         flushes += 1
-        if flushes == -kills:
+        if flushes == number:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(descriptor)
     os.fsync = kill_inside
@@ -104,25 +104,35 @@ if kills < 0:
     os.fsync = fsync
     check_files()
 
+def kill_at_random(kills):
+    killed = 0
+    while killed < kills:
+        pid = start()
+        # Longer each time, so that a slow machine gets on too.
+        time.sleep(random.uniform(0.5, 2.5 + min(killed, 10) / 5))
+        os.kill(pid, signal.SIGKILL)
+        killed += os.waitpid(pid, 0)[1] == signal.SIGKILL
+        check_files()
+
 random.seed(seed)
-killed = 0
-while killed < kills:
-    pid = start()
-    time.sleep(random.uniform(0.5, 2.5 + min(killed, 10) / 5))  # a slow machine gets on too
-    os.kill(pid, signal.SIGKILL)
-    killed += os.waitpid(pid, 0)[1] == signal.SIGKILL
-    check_files()
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]))
+for folder, kills in folders.items():
+    os.makedirs(folder)
+    os.chdir(folder)
+    if kills < 0:
+        kill_at_flush(-kills)
+    else:
+        kill_at_random(kills)
+    assert os.waitpid(start(), 0)[1] == 0, open("log").read()
 """
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 
 
-def train_with_kills(folder, kills, *arguments, seed=0):
-    folder.mkdir()
-    result = run_script(folder, "-c", HARNESS, kills, seed, *arguments, path=PATH)
+def train_with_kills(kills, *arguments, seed=0):
+    """The same training in each of some new folders, with kills as `HARNESS` takes them."""
+    folders = json.dumps({str(folder): count for folder, count in kills.items()})
+    result = run_script(".", "-c", HARNESS, folders, seed, *arguments, path=PATH)
     assert result.returncode == 0, result.stderr
-    return folder
 
 
 def assert_same_training(one, other):
@@ -152,15 +162,17 @@ TO_KILL = [*SMALL, "-b", "64", "--amp", "auto", "--epochs", str(12 * KILLS_EACH)
 
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory):
-    return train_with_kills(tmp_path_factory.mktemp("kills") / "whole", 0, *TO_KILL)
+    folder = tmp_path_factory.mktemp("kills") / "whole"
+    train_with_kills({folder: 0}, *TO_KILL)
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(math.ceil(KILLS / KILLS_EACH)))
 def test_killed_at_random_moments(never_killed, tmp_path, seed):
     kills = min(KILLS_EACH, KILLS - seed * KILLS_EACH)
-    killed = train_with_kills(tmp_path / "killed", kills, *TO_KILL, seed=seed)
-    assert_same_training(never_killed, killed)
+    train_with_kills({tmp_path / "killed": kills}, *TO_KILL, seed=seed)
+    assert_same_training(never_killed, tmp_path / "killed")
 
 
 # Flushed are the augmented images, then best.pt, history, run and last.pt of each epoch,
@@ -175,10 +187,10 @@ def test_killed_inside_a_save(tmp_path, monkeypatch, amp, threads, flushes):
     options = [*SMALL, "-b", "64", "--amp", amp, "--label-smoothing", "0"]
     options += ["--epochs", "2"]
     options += ["--deterministic"] * (amp == "off")  # as a flag, it takes no value
-    whole = train_with_kills(tmp_path / "whole", 0, *options)
-    for flush in flushes:
-        killed = train_with_kills(tmp_path / f"killed{flush}", -flush, *options)
-        assert_same_training(whole, killed)
+    kills = {tmp_path / str(flush): -flush for flush in flushes}
+    train_with_kills({tmp_path / "whole": 0, **kills}, *options)
+    for killed in kills:
+        assert_same_training(tmp_path / "whole", killed)
 
 
 @pytest.mark.slow
