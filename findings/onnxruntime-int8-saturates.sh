@@ -12,12 +12,14 @@
 #
 # Where this CPU has VNNI, a Haswell is emulated if qemu-x86_64-static (Debian's
 # qemu-user-static, 7.2 or newer) is in the PATH; else the run says what it could not show.
+#
+# Exit status: 0 while it is so, 1 when it has changed.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv venv
-venv/bin/pip install -q onnxruntime==1.32.0 onnx==1.23.2 numpy==2.4.6
+venv/bin/pip install --quiet "onnxruntime==1.32.0" "onnx==1.23.2" "numpy==2.4.6"
 
 cat >make.py <<'END'
 import numpy as np
