@@ -161,7 +161,7 @@ def plot_confusion(matrix, classes, path):
         plot_confused_pairs(matrix, classes, path)
         return
     side = 3 + 0.55 * len(classes)
-    figure = Figure(figsize=(side + 1.6, side), layout="constrained")
+    figure = Figure(figsize=(side + 1.6, side), layout="compressed")
     axes = figure.subplots()
     mistakes = matrix.copy()
     np.fill_diagonal(mistakes, 0)

@@ -97,5 +97,5 @@ if ! command -v qemu-x86_64-static >/dev/null; then
     echo "this CPU has VNNI, and there is no qemu-x86_64-static to emulate one without"
     exit
 fi
-qemu-x86_64-static -cpu Haswell venv/bin/python run.py emulated 2>/dev/null || true
+qemu-x86_64-static -cpu Haswell venv/bin/python run.py emulated 2>/dev/null
 venv/bin/python compare.py emulated without

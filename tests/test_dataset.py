@@ -356,9 +356,8 @@ def test_a_device_makes_the_pixels_of_albumentations(seed):
         assert (off > 0).float().mean() < 1e-3
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The image decoding"
-)  # torchvision recommends TorchCodec
+# torchvision recommends TorchCodec.
+@pytest.mark.filterwarnings("ignore:The image decoding")
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
 def test_jpeg_files_have_the_same_pixels_in_three_libraries(tmp_path, subsampling):
     generator = np.random.default_rng(0)

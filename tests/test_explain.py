@@ -604,6 +604,15 @@ def test_confusion_matrix_shows_mistakes_in_colour_and_shares(monkeypatch):
     assert matrix[0, 0] == 90  # and are not changed
 
 
+def test_confusion_matrix_has_room_for_its_labels(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: drawn.append(figure))
+    plots.plot_confusion(np.diag([36] * 10), [*"0123456789"], "matrix.png")
+    drawn[0].draw_without_rendering()
+    label = drawn[0].axes[0].yaxis.label
+    assert label.get_window_extent().x0 > 3  # pixels
+
+
 def test_grad_cam_is_that_of_the_library_grad_cam():
     """Of a network without ReLUs in place, which overwrite what its hook has kept."""
     library = pytest.importorskip(
