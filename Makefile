@@ -28,14 +28,16 @@ quick: .venv/ready
 	$(BIN)/python train.py --epochs 7 --name quick $(ARGS)
 
 # The second training goes on from the first, which is its teacher too. So does the last one,
-# whose teachers are the second and a larger network.
-TAUGHT := --schedule cosine --lr 0.12 --muon-lr 0.012 --hole 0.4 --label-smoothing 0 --continue
+# whose teachers are the second and a larger network. Batches and rates are those that all of them
+# were measured with.
+LONG := -b 256 --small 0
+FIRST := $(LONG) --lr 0.4 --muon-lr 0.04 --move 0.9 --hole 0.6 --continue
+TAUGHT := $(LONG) --schedule cosine --lr 0.12 --muon-lr 0.012 --hole 0.4 --label-smoothing 0 --continue
 record: .venv/ready
-	$(BIN)/python train.py --name record-1 --arch record --epochs 120 --move 0.9 --hole 0.6 --continue $(ARGS)
+	$(BIN)/python train.py --name record-1 --arch record --epochs 120 $(FIRST) $(ARGS)
 	$(BIN)/python train.py --name record-2 --init results/record-1/last.pt --epochs 12 $(TAUGHT) \
 		--teacher results/record-1/last.pt $(ARGS)
-	$(BIN)/python tools/teacher.py --name teacher --epochs 12 --move 0.9 --hole 0.6 --label-smoothing 0 \
-		--continue $(ARGS)
+	$(BIN)/python tools/teacher.py --name teacher --epochs 12 --label-smoothing 0 $(FIRST) $(ARGS)
 	$(BIN)/python train.py --name record --init results/record-1/last.pt --epochs 20 $(TAUGHT) \
 		--teacher results/record-2/last.pt --teacher results/teacher/last.pt $(ARGS)
 

@@ -58,7 +58,7 @@ LEFT_IN_OUT = (
 )  # fmt: skip
 # What the `Net.config` of older versions lacks, and what it was then.
 OLDER = {"kernels": "free", "activation": "relu", "side": 32}
-OLDER_OPTIONS = {"peak": 0.3}  # and their options
+OLDER_OPTIONS = {"peak": 0.3, "small": 0.0}  # and their options
 
 
 def save_checkpoint(path, checkpoint):

@@ -147,11 +147,12 @@ def is_out_of_memory(error):
     return bool(re.search(words, str(error), re.IGNORECASE))
 
 
-def compile_where_it_pays(training, choice, image_count, batch, world):
+def compile_where_it_pays(training, choice, image_count, batches, world):
     """Compile the network in place, so that its weights keep their names, if it pays.
 
-    `choice` is --compile, `image_count` the number of images in all epochs; `batch` are the
-    images and labels to try the compiled network on. Returns whether it is compiled.
+    `choice` is --compile, `image_count` the number of images in all epochs; `batches` are
+    images and labels to try the compiled network on, of each size that it will see. Returns
+    whether it is compiled.
     """
     kind = training.device.type
     is_worth_it = image_count >= COMPILE_FROM.get(kind, math.inf)
@@ -162,12 +163,13 @@ def compile_where_it_pays(training, choice, image_count, batch, world):
     compiled = [training.net, *training.teachers]
     layouts = [net.layout for net in compiled]
     for net in compiled:
-        net.compile()
+        net.compile(dynamic=False)  # code for each size by itself is the faster one
         if kind == "cpu":  # whose compiled kernels are faster so than in channels last
             in_layout(net, torch.contiguous_format)
     trouble = None
     try:
-        training.warm_up(*batch)
+        for images, labels in batches:
+            training.warm_up(images, labels)
     except Exception as error:  # noqa: BLE001 - of many types, by what is missing
         trouble = textwrap.shorten(str(error) or type(error).__name__, 200)
     troubles = [line for line in world.gather([trouble]) if line]

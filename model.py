@@ -383,7 +383,16 @@ def place_of(error, arch):
     return f"{name}, {Path(code.co_filename).name}, line {code.co_firstlineno}"
 
 
-def check_scores(net):
+def takes(net, side):
+    """Whether a network takes images of side x side pixels too, such as by a global pooling."""
+    try:
+        check_scores(net, side)
+    except Exception:  # noqa: BLE001 - of any type, by what the network does
+        return False
+    return True
+
+
+def check_scores(net, side=SIDE):
     """Raise Unfit where a network does not give a score for each class and image.
 
     It runs as it will: for one image and for several, in training and in evaluation.
@@ -392,7 +401,8 @@ def check_scores(net):
     # Dropout draws here too: a training's own draws stay as they are.
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for count, in_training in ((2, False), (1, False), (TRIED, True)):
-            scores = copied.train(in_training)(random_images(count))
+            images = random_images(count, net.mean.device, side)
+            scores = copied.train(in_training)(images)
             when = f"in {'training' if in_training else 'evaluation'}"
             wanted = (count, net.config["classes"])
             if scores.shape != wanted:
@@ -413,10 +423,10 @@ def is_close(scores, others, tolerance=0.01):
     return (scores - others).abs().max() <= tolerance * others.std()
 
 
-def random_images(count, device="cpu"):
-    """Images of noise, always the same, to try out a network: uint8 (N, 3, SIDE, SIDE)."""
+def random_images(count, device="cpu", side=SIDE):
+    """Images of noise, always the same, to try out a network: uint8 (N, 3, side, side)."""
     generator = torch.Generator().manual_seed(0)
-    shape = (count, 3, SIDE, SIDE)
+    shape = (count, 3, side, side)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     return images.to(device)
 

@@ -9,7 +9,7 @@ from layers import Conv
 # Each optimizer's own learning rate (the highest of the schedule) and weight decay, where
 # --lr and --weight-decay do not say otherwise.
 DEFAULTS = {
-    "muon": {"lr": 0.4, "weight_decay": 5e-4},  # of SGD, for what Muon does not take
+    "muon": {"lr": 0.28, "weight_decay": 5e-4},  # of SGD, for what Muon does not take
     "sgd": {"lr": 0.3, "weight_decay": 5e-4},
     "adamw": {"lr": 0.003, "weight_decay": 0.05},
 }

@@ -29,6 +29,7 @@ from torch import nn
 import compare
 import utils
 from checkpoint import (
+    OLDER_OPTIONS,
     Files,
     History,
     check_restorable,
@@ -57,7 +58,15 @@ from dataset import (
     plot_steps,
     training_loader,
 )
-from engine import STEPS, Training, find_lr, train_one_epoch
+from engine import (
+    SMALL,
+    STEPS,
+    Training,
+    find_lr,
+    shrink,
+    small_epochs,
+    train_one_epoch,
+)
 from evaluate import measure, predict
 from layers import saved_by_mirroring
 from machine import (
@@ -76,7 +85,7 @@ from machine import (
     warn_of_unsafe_layers,
     warn_of_unused_gpu,
 )
-from model import ARCHS, add_network_options, build, title_of, try_out
+from model import ARCHS, add_network_options, build, takes, title_of, try_out
 from optim import DEFAULTS, SCHEDULES, in_words
 from plots import plot_curves, plot_range_test, show
 from receptive_field import trace
@@ -123,7 +132,10 @@ def add_recipe_options(add):
     rates = ", ".join(f"{name} {values['lr']}" for name, values in DEFAULTS.items())
     decays = ", ".join(f"{n} {v['weight_decay']}" for n, v in DEFAULTS.items())
     add("--epochs", type=POSITIVE, default=14, help="passes over the images")
-    add("-b", "--batch-size", type=POSITIVE, default=256, help="images per step")
+    add("--small", type=FRACTION, default=0.4,
+        help=f"share of the epochs, the first ones, on images made {SMALL}x{SMALL} pixels, which "
+        "cost about half")
+    add("-b", "--batch-size", type=POSITIVE, default=128, help="images per step")
     add("--optimizer", choices=DEFAULTS, default="muon",
         help="muon: for all convolutions and linear layers but depthwise ones and the last "
         "layer, with SGD for the rest")
@@ -132,7 +144,7 @@ def add_recipe_options(add):
     add("--weight-decay", type=RATE,
         help="weight decay (L2) of all but norms and biases; with muon, of those that SGD "
         f"trains: without any L2 --muon-decay is 0 too (default: {decays})")
-    add("--muon-lr", type=RATE, default=0.055, help="peak learning rate of Muon")
+    add("--muon-lr", type=RATE, default=0.039, help="peak learning rate of Muon")
     add("--muon-decay", type=RATE, default=0.06, help="weight decay of Muon")
     add("--schedule", choices=SCHEDULES, default="onecycle",
         help="schedule of the learning rates; plateau watches the loss of the held-out images, "
@@ -267,7 +279,7 @@ def kept_by(checkpoint, parser, defaults):
     checkpoint, and may have gone from model.py.
     """
     argv = []
-    for name, value in checkpoint["args"].items():
+    for name, value in (OLDER_OPTIONS | checkpoint["args"]).items():
         option = option_of(name)
         if name not in defaults:
             raise UserError(
@@ -361,14 +373,21 @@ def train(args, resumed, images, files, device, world=ALONE):
     data, loader, on_device = make_loader(images, args, device, world)
     net, head = make_network(args, resumed, images, device, world)
     teachers = load_teachers(args.teacher, images.classes, device)
+    if small_epochs(args) and not all(takes(one, SMALL) for one in (net, *teachers)):
+        taken = "note      the network, or a teacher, takes no images of"
+        print(f"{taken} {SMALL}x{SMALL} pixels: --small is 0")
+        args.small = 0.0
     steps = args.epochs * len(loader)
     training = Training(net, head, args, steps, dtype, world, teachers)
     nodes = trace(net)
     rules = checklist(net, nodes)
 
-    batch = data[0, world.shard(range(args.batch_size))]
+    first, labels = data[0, world.shard(range(args.batch_size))]
+    batches = [(first, labels)]
+    if small_epochs(args):
+        batches.append((shrink(first), labels))
     count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
-    compiled = compile_where_it_pays(training, args.compile, count, batch, world)
+    compiled = compile_where_it_pays(training, args.compile, count, batches, world)
     options = kept_options(args)
     run = describe(options, images, net, device, dtype, compiled, on_device, world)
     title = title_of(net.config, args.downsample)
@@ -605,6 +624,9 @@ def print_header(args, title, rules, made_with, optimizers):
     compiled = "compiled" if made_with["compiled"] else "not compiled"
     on_device = made_with["augmentation"] == "on the device"
     augments = ", augments there" if on_device else ""
+    epochs = f"{args.epochs} epochs"
+    if small := small_epochs(args):
+        epochs += f", the first {small} on {SMALL}x{SMALL} pixels"
     by_name = {rule.text: rule.value for rule in rules}
     print(
         f"network   {title}: {by_name[PARAMETERS]}, "
@@ -620,7 +642,7 @@ def print_header(args, title, rules, made_with, optimizers):
         f"data      {args.dataset}: {sizes} images\n"
         f"device    {made_with['device']}, {made_with['precision']}, {compiled}{augments}\n"
         f"versions  {versions}\n"
-        f"training  {args.epochs} epochs, batches of {args.batch_size}, "
+        f"training  {epochs}, batches of {args.batch_size}, "
         f"{args.optimizer}, {args.schedule}, seed {args.seed}\n"
         f"weights   {optimizers}\n"
         f"rates     {rates_in_words(args)}\n"

@@ -162,9 +162,9 @@ class Rehearsed:
 def test_compiled_where_it_is_won_back(device, dtype, images, choice, compiled):
     own = Rehearsed(device, dtype)
     batch = IMAGES, LABELS
-    done = machine.compile_where_it_pays(own, choice, images, batch, ALONE)
+    done = machine.compile_where_it_pays(own, choice, images, [batch, batch], ALONE)
     assert done == compiled
-    assert own.tried == [batch] * compiled
+    assert own.tried == [batch, batch] * compiled
     assert (own.net._compiled_call_impl is not None) == compiled
     is_contiguous = compiled and device == CPU
     assert (own.net.layout == torch.contiguous_format) == is_contiguous
@@ -188,7 +188,7 @@ def test_compiler_that_fails_at_the_first_step(capsys, where):
     own = Rehearsed(CPU, error=error if where == "here" else None)
     world = ALONE if where == "here" else Many("no compiler")
     batch = IMAGES, LABELS
-    assert not machine.compile_where_it_pays(own, "on", 1, batch, world)
+    assert not machine.compile_where_it_pays(own, "on", 1, [batch], world)
     (warning,) = capsys.readouterr().out.splitlines()[1:]
     assert warning.startswith("warning   not compiled, as that fails here: no compiler")
     assert len(warning) < 300
@@ -200,7 +200,7 @@ def test_compiler_that_fails_at_the_first_step(capsys, where):
 def test_compiler_that_fails_ends_no_training(call, monkeypatch):
     """With the real error of a backend, in the first real step."""
 
-    def compile_badly(net):
+    def compile_badly(net, **_):
         def fail(graph, inputs):
             raise RuntimeError("no code for this device")
 

@@ -162,11 +162,12 @@ def test_recipe_is_that_of_the_readme():
     args, _ = parse_arguments([])
     edited = "a default of train.py or optim.py was edited"
     recipe = (args.arch, args.epochs, args.batch_size, args.optimizer, args.schedule)
-    assert recipe == ("default", 14, 256, "muon", "onecycle"), edited
+    assert recipe == ("default", 14, 128, "muon", "onecycle"), edited
     rates = (args.lr, args.weight_decay, args.muon_lr, args.muon_decay)
-    assert rates == (0.4, 5e-4, 0.055, 0.06), edited
-    rest = (args.label_smoothing, args.ema, args.move, args.hole, args.seed)
-    assert rest == (0.1, 0.02, 0.7, 0.15, 0), edited
+    assert rates == (0.28, 5e-4, 0.039, 0.06), edited
+    rest = (args.label_smoothing, args.ema, args.small, args.seed)
+    assert rest == (0.1, 0.02, 0.4, 0), edited
+    assert (args.move, args.hole) == (0.7, 0.15), edited
 
 
 @pytest.mark.parametrize("name", ["default", "record"])

@@ -12,10 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_script, run_train
 from nets import OwnNet
+from PIL import Image
 from test_dataset import three_steps
 from torch import nn
 
@@ -638,7 +640,8 @@ def test_the_missing_checkpoint_of_a_training_with_a_name_is_found(fails, call):
 
 
 def test_few_steps_an_epoch_are_noted(call):
-    assert "an epoch has 5 steps" in call(train.main, *DIGITS, "--dry-run")[1]
+    options = [*DIGITS, "-b", "256", "--dry-run"]
+    assert "an epoch has 5 steps" in call(train.main, *options)[1]
     assert "steps" not in call(train.main, *DIGITS, "-b", 32, "--dry-run")[1]
 
 
@@ -646,6 +649,72 @@ def test_rules_may_be_left_aside(call):
     own = [*DIGITS[:2], "--arch", "own", "--dry-run"]
     assert "a rule of the assignment is broken" in call(train.main, *own)[1]
     assert "rule" not in call(train.main, *own, "--rules", "off")[1]
+
+
+def sizes_of(call, monkeypatch, *options):
+    """The heights of the images that a training steps on, each epoch; and what it prints."""
+    heights, step = [], engine.Training.step
+
+    def watched(training, images, labels):
+        heights.append(images.shape[2])
+        return step(training, images, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Training, "step", watched)
+        status, output, errors = call(train.main, *DIGITS, "-b", "1000", *options)
+    assert status == 0, errors
+    return heights, output  # a step an epoch
+
+
+def test_the_first_epochs_are_on_small_images(call, monkeypatch):
+    options = ["--epochs", "5", "--small", "0.4"]
+    heights, output = sizes_of(call, monkeypatch, *options)
+    assert heights == [24, 24, 32, 32, 32]
+    assert "5 epochs, the first 2 on 24x24 pixels, batches of 1000" in output
+    heights, output = sizes_of(call, monkeypatch, "--epochs", "2", "--small", "0")
+    assert heights == [32, 32]
+    assert "24x24" not in output
+
+
+def test_small_images_are_those_of_pillow():
+    """In channels-last order as from the loader, and to one grey level."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 32, 32, 3), generator=generator).byte()
+    small = engine.shrink(images.permute(0, 3, 1, 2))
+    assert small.dtype == torch.uint8
+    for image, result in zip(images, small, strict=True):
+        pillow = Image.fromarray(image.numpy()).resize((24, 24), Image.BICUBIC)
+        expected = torch.from_numpy(np.array(pillow)).permute(2, 0, 1)
+        assert (result.int() - expected.int()).abs().max() <= 1
+
+
+class FlatNet(nn.Module):
+    """Its linear layer takes the map of 32x32 pixels, and no other."""
+
+    def __init__(self, classes=10):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.fc = nn.Linear(4 * 16 * 16, classes)
+
+    def forward(self, x):
+        return self.fc(self.stem(x).relu().flatten(1))
+
+
+def test_a_network_of_one_size_trains_on_it(call, monkeypatch):
+    monkeypatch.setitem(ARCHS, "flat", FlatNet)
+    options = ["--arch", "flat", "--epochs", "3", "--small", "0.4"]
+    heights, output = sizes_of(call, monkeypatch, *options)
+    assert heights == [32, 32, 32]
+    assert "takes no images of 24x24 pixels: --small is 0" in output
+    assert load_checkpoint("last.pt")["args"]["small"] == 0
+
+
+def test_a_training_of_before_there_were_small_images_has_none(trained, tmp_path):
+    checkpoint = load_checkpoint(trained[0] / "last.pt")
+    assert checkpoint["args"].pop("small") > 0
+    save_checkpoint(tmp_path / "older.pt", checkpoint)
+    args, _ = train.parse_arguments(["--resume", str(tmp_path / "older.pt")])
+    assert args.small == 0
 
 
 def test_the_peak_is_where_it_is_said_to_be(call):

@@ -130,7 +130,7 @@ class OurLoop:
     def __init__(
         self, data, device, arch, amp="auto", compiled=False, channels_last=True
     ):
-        args, _ = train.parse_arguments(["--arch", arch])
+        args, _ = train.parse_arguments(["--arch", arch, "--small", "0"])
         self.device, self.dtype = device, pick_precision(device, amp)
         choice = (args.arch, args.downsample, args.norm, args.dropout)
         net = build(*choice, 10, MEAN, STD, args.kernels, args.activation)
@@ -144,7 +144,7 @@ class OurLoop:
         if compiled:
             torch.compiler.reset()  # or the variants before count as its recompilations
             self.is_compiled = compile_where_it_pays(
-                self.training, "on", COUNT, (images, labels), ALONE
+                self.training, "on", COUNT, [(images, labels)], ALONE
             )
             in_layout(net, layout)
         self.loader = training_loader(data, args.batch_size, 0, args.workers, device)

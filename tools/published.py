@@ -67,7 +67,7 @@ def main():
     train.augmentation = published_augmentation
     engine.make_schedules = published_schedules
     recipe = ["--arch=published", "--optimizer=sgd", "--lr=0.1", "--weight-decay=5e-4"]
-    recipe += ["--label-smoothing=0", "--ema=0"]
+    recipe += ["--label-smoothing=0", "--ema=0", "--batch-size=128", "--small=0"]
     return train.main([*recipe, *sys.argv[1:]])
 
 
