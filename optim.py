@@ -219,6 +219,8 @@ def orthogonal(kernels, sizes=None):
 
     By five Newton-Schulz steps, which lead to 0.7 to 1.2, with the coefficients of Jordan et
     al. `sizes` (N,) are norms that no singular value exceeds (default: those of the kernels).
+    Each step is x -> f x, where f is a polynomial of the small matrix x x^T, and makes of that
+    f (x x^T) f: so it is enough to multiply the long x once, by the product of all f.
     """
     if sizes is None:
         sizes = kernels.flatten(1).norm(dim=1)
@@ -226,9 +228,12 @@ def orthogonal(kernels, sizes=None):
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
     a, b, c = 3.4445, -4.7750, 2.0315
+    gram = x @ x.mT
+    product = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
     for _ in range(5):
-        gram = x @ x.mT
-        x = torch.baddbmm(
-            x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a
-        )
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
     return (x.mT if is_tall else x).reshape(kernels.shape)

@@ -231,6 +231,17 @@ def test_muon_is_pytorchs_and_goes_on_with_its_momentum(shape, layout, monkeypat
         assert (matrix_of(kernel.detach()) - other).abs().max() < 1e-6
 
 
+def test_float32_is_enough_for_kernels_of_nearly_dependent_rows():
+    """With singular values from 1 to 1e-6, whose squares float32 cannot tell from 0."""
+    torch.manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(44, 44, dtype=torch.float64)).Q
+    columns = torch.linalg.qr(torch.randn(396, 44, dtype=torch.float64)).Q
+    values = torch.logspace(0, -6, 44, dtype=torch.float64)
+    kernel = ((rows * values) @ columns.T)[None]
+    exact = optim.orthogonal(kernel)  # as PyTorch's, says the test above
+    assert (optim.orthogonal(kernel.float()) - exact).abs().max() < 5e-4
+
+
 @pytest.mark.parametrize("shape", [(44, 88, 3, 3), (24, 3, 3, 3), (80, 64, 1, 1)])
 def test_muon_of_mirrored_kernels_is_that_of_all_of_them(shape):
     """Half of them, with the gradient of all, take the step that all take: to 1e-12."""
