@@ -32,13 +32,15 @@ NORMS = {
     "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
     "layer": lambda channels: nn.GroupNorm(1, channels),  # over C, H, W of an image
 }
+# In place where the gradient is made of the output: of an input that it needs PyTorch would
+# keep a copy, which takes longer than a new map.
 ACTIVATIONS = {
     "relu": lambda: nn.ReLU(inplace=True),
     "leaky-relu": lambda: nn.LeakyReLU(inplace=True),
     "elu": lambda: nn.ELU(inplace=True),
     "gelu": nn.GELU,
-    "silu": lambda: nn.SiLU(inplace=True),
-    "mish": lambda: nn.Mish(inplace=True),
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
 }
 # Norms that treat each pixel by itself in evaluation; others look at the whole map.
 PIXELWISE_NORMS = (nn.BatchNorm2d, nn.Identity)

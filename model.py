@@ -91,7 +91,7 @@ ARCHS = {
         Row("c4.conv",   160,  3, 1, 1, 1, "separable"),
         Row("o.gap",       0,  0, 0, 0, 0, "gap"),
         Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
-    ], kernels="mirrored"),
+    ], kernels="mirrored", activation="silu"),
     # The default's layers without mirrored kernels, and narrower: as many parameters.
     "plain": Arch([
         Row("c1.conv",    32,  3, 1, 1, 1, "plain"),
@@ -120,7 +120,7 @@ ARCHS = {
         Row("c4.conv",   144,  3, 1, 1, 1, "separable"),
         Row("o.gap",       0,  0, 0, 0, 0, "gap"),
         Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
-    ], kernels="mirrored"),
+    ], kernels="mirrored", activation="silu"),
     # The network published for this assignment in the course EVA8.
     "reference": Arch([
         Row("c1.conv",    64,  3, 1, 1, 1, "separable"),

@@ -31,7 +31,7 @@ ROWS = [
 
 
 def main(argv=None):
-    ARCHS["teacher"] = Arch(ROWS, kernels="mirrored")
+    ARCHS["teacher"] = Arch(ROWS, kernels="mirrored", activation="silu")
     given = sys.argv[1:] if argv is None else argv
     return train.main(["--arch=teacher", *given])
 
