@@ -519,7 +519,8 @@ def test_float16_unscales_gradients_once(optimizer):
 def test_float16_learns(call):
     # Few images, as some CPUs take ten times as long in float16.
     options = ["--dataset", "digits", "--arch", "small", "-j", 0, "-b", 32]
-    options += ["--val-size", 1200, "--epochs", 6]
+    options += ["--val-size", 1200, "--epochs", 6, "--small", 0]
+    options += ["--lr", 0.4, "--muon-lr", 0.055]
     status, output, errors = call(train.main, *options, "--amp", "float16")
     assert status == 0, errors
     assert errors == ""
