@@ -31,8 +31,8 @@ quick: .venv/ready
 # whose teachers are the second and a larger network. Batches, rates and activation are those that
 # all of them were measured with.
 LONG := -b 256 --small 0
-FIRST := $(LONG) --lr 0.4 --muon-lr 0.04 --activation relu --move 0.9 --hole 0.6 \
-	--continue
+FIRST := $(LONG) --lr 0.4 --muon-lr 0.04 --activation relu \
+	--move 0.9 --hole 0.6 --continue
 TAUGHT := $(LONG) --schedule cosine --lr 0.12 --muon-lr 0.012 --hole 0.4 --label-smoothing 0 --continue
 record: .venv/ready
 	$(BIN)/python train.py --name record-1 --arch record --epochs 120 $(FIRST) $(ARGS)

@@ -676,6 +676,18 @@ def test_the_first_epochs_are_on_small_images(call, monkeypatch):
     assert "24x24" not in output
 
 
+def test_the_compiler_is_tried_on_both_sizes(call, monkeypatch):
+    heights = []
+
+    def watched(training, choice, count, batches, world):
+        heights.extend(images.shape[2] for images, _ in batches)
+        return False
+
+    monkeypatch.setattr(train, "compile_where_it_pays", watched)
+    assert call(train.main, *DIGITS, "--epochs", "3", "--small", "0.4")[0] == 0
+    assert heights == [32, 24]
+
+
 def test_small_images_are_those_of_pillow():
     """In channels-last order as from the loader, and to one grey level."""
     generator = torch.Generator().manual_seed(0)
