@@ -137,10 +137,10 @@ def trace(net, size=SIDE):
     return [*nodes, last]
 
 
-def computed_macs(net):
-    """The multiply-adds of an image that are computed when a network runs as it is."""
+def computed_macs(net, side=SIDE):
+    """The multiply-adds that a network computes for an image of `side` x `side` pixels."""
     net = copy.deepcopy(net).cpu().float().eval()
-    images = torch.zeros(2, 3, SIDE, SIDE)  # some networks take one image for no batch
+    images = torch.zeros(2, 3, side, side)  # some networks take one image for no batch
     had_fast_path = torch.backends.mha.get_fastpath_enabled()
     # The counter does not look inside of the fused kernels of attention (torch 2.14.1).
     torch.backends.mha.set_fastpath_enabled(False)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_script, run_train
+from matplotlib.figure import Figure
 from nets import OwnNet
 from PIL import Image
 from test_dataset import three_steps
@@ -564,6 +565,15 @@ def test_cost_of_a_class_that_has_gone(call, fails, monkeypatch):
     monkeypatch.delitem(ARCHS, "own")
     errors = fails(plot_cost.main, "results/own", "--out", "cost.png")
     assert "the class 'own' of results/own is not in ARCHS" in errors
+
+
+def test_cost_counts_the_pixels_of_each_epoch():
+    net = nn.Sequential(nn.Conv2d(3, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    axes = Figure().subplots()
+    plot_cost.plot(axes, [0.7, 0.8, 0.9], net, "", small=2)
+    spent = axes.lines[0].get_xdata()
+    macs = 30 * 24**2, 2 * 30 * 24**2, 2 * 30 * 24**2 + 30 * 32**2  # of one image
+    assert list(spent) == pytest.approx([50_000 * number / 1e12 for number in macs])
 
 
 @pytest.mark.slow

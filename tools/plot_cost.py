@@ -10,8 +10,10 @@ trained on the original files of CIFAR-10.
 import csv
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
@@ -19,13 +21,14 @@ sys.path.insert(0, str(ROOT))
 
 from published import PublishedNet
 
-from checkpoint import OLDER
+from checkpoint import OLDER, OLDER_OPTIONS
 from compare import read_run
+from engine import SMALL, small_epochs
 from model import ARCHS, Net
 from plots import save_figure
 from receptive_field import computed_macs
 from rules import GOAL
-from utils import Parser, UserError, check_writable, run
+from utils import SIDE, Parser, UserError, check_writable, run
 
 IMAGES = 50_000  # in an epoch
 LOG = ROOT / "docs" / "published_log.csv"
@@ -47,12 +50,10 @@ def main(argv=None):
         config = json.loads((folder / "run.json").read_text())["net"]
         if config["rows"] is None and config["arch"] not in ARCHS:
             raise UserError(f"the class '{config['arch']}' of {folder} is not in ARCHS")
-        plot(
-            axes,
-            training.accuracies,
-            Net(**OLDER | config),
-            f"{config['arch']}, JPEG q75",
-        )
+        net = Net(**OLDER | config)
+        small = small_epochs(Namespace(**OLDER_OPTIONS | training.options))
+        label = f"{config['arch']}, JPEG q75"
+        plot(axes, training.accuracies, net, label, small)
     with open(LOG, newline="") as file:
         published = [float(row["accuracy"]) for row in csv.DictReader(file)]
     label = "published by Sagar063, original files"
@@ -74,10 +75,14 @@ def main(argv=None):
     print(f"Picture: {args.out}")
 
 
-def plot(axes, accuracies, net, label):
-    """Draw a training's accuracy by the multiply-adds of its epochs so far."""
-    cost = computed_macs(net) * IMAGES
-    spent = [cost * epoch / 1e12 for epoch in range(1, len(accuracies) + 1)]
+def plot(axes, accuracies, net, label, small=0):
+    """Draw a training's accuracy by the multiply-adds of its epochs so far.
+
+    The first `small` epochs were on images of SMALL pixels a side.
+    """
+    sides = [SMALL if epoch < small else SIDE for epoch in range(len(accuracies))]
+    cost = {side: computed_macs(net, side) for side in set(sides)}
+    spent = np.cumsum([cost[side] * IMAGES / 1e12 for side in sides])
     values = [100 * accuracy for accuracy in accuracies]
     label = f"{label}: {values[-1]:.2f} % after {len(values)} epochs"
     axes.plot(spent, values, marker=".", label=label)
