@@ -28,8 +28,8 @@ def small_epochs(args):
 def shrink(images):
     """uint8 images (N, 3, SIDE, SIDE) made SMALL x SMALL pixels: (N, 3, SMALL, SMALL).
 
-    They cost about half, so that there is time for more epochs: progressive learning (Tan, Le,
-    "EfficientNetV2: Smaller Models and Faster Training", ICML 2021), in two stages.
+    They have about half of the multiply-adds: progressive learning (Tan, Le, "EfficientNetV2:
+    Smaller Models and Faster Training", ICML 2021), in two stages.
     """
     from torchvision.transforms.v2 import InterpolationMode  # takes a second to load
     from torchvision.transforms.v2.functional import resize

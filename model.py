@@ -104,7 +104,7 @@ ARCHS = {
         Row("c4.conv",   112,  3, 1, 1, 1, "separable"),
         Row("o.gap",       0,  0, 0, 0, 0, "gap"),
         Row("o.conv", CLASSES, 1, 1, 1, 0, "plain"),
-    ]),
+    ], activation="silu"),
     # For a long training: most of the work at 32x32, where a weight is used 1,024 times.
     "record": Arch([
         Row("c1.conv",    48,  3, 1, 1, 1, "plain"),

@@ -134,7 +134,7 @@ def add_recipe_options(add):
     add("--epochs", type=POSITIVE, default=14, help="passes over the images")
     add("--small", type=FRACTION, default=0.4,
         help=f"share of the epochs, the first ones, on images made {SMALL}x{SMALL} pixels, which "
-        "cost about half")
+        "take about 0.7 of the time")
     add("-b", "--batch-size", type=POSITIVE, default=128, help="images per step")
     add("--optimizer", choices=DEFAULTS, default="muon",
         help="muon: for all convolutions and linear layers but depthwise ones and the last "
