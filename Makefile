@@ -45,13 +45,14 @@ record: .venv/ready
 evaluate: .venv/ready
 	$(BIN)/python evaluate.py $(ARGS)
 
-# The default network, then two other ways to shrink its maps and two other norms.
+# The default network, then two other ways to shrink its maps and two other norms. All on images of
+# full size, as the stride-free network takes no smaller ones.
 variants: .venv/ready
-	$(BIN)/python train.py --epochs 4 --name dilated $(ARGS)
-	$(BIN)/python train.py --epochs 4 --name strided --downsample strided $(ARGS)
-	$(BIN)/python train.py --epochs 4 --name stride-free --downsample stride-free $(ARGS)
-	$(BIN)/python train.py --epochs 4 --name group --norm group $(ARGS)
-	$(BIN)/python train.py --epochs 4 --name layer --norm layer $(ARGS)
+	$(BIN)/python train.py --epochs 4 --small 0 --name dilated $(ARGS)
+	$(BIN)/python train.py --epochs 4 --small 0 --name strided --downsample strided $(ARGS)
+	$(BIN)/python train.py --epochs 4 --small 0 --name stride-free --downsample stride-free $(ARGS)
+	$(BIN)/python train.py --epochs 4 --small 0 --name group --norm group $(ARGS)
+	$(BIN)/python train.py --epochs 4 --small 0 --name layer --norm layer $(ARGS)
 	$(BIN)/python compare.py $(addprefix results/,dilated strided stride-free group layer)
 
 demo: .venv/ready

@@ -321,8 +321,11 @@ class Files:
         self.range_test = out / "lr_finder.png"
         self.are_written = world.rank == 0 and not args.dry_run and not args.find_lr
         self.best_weights = self.best_answers = None  # those of best.pt
-        if self.best == self.last:
-            raise UserError("last.pt is the last epoch's: give --ckpt another name")
+        others = (self.last, self.history, self.run, self.curves, self.augmented)
+        if self.best in others:
+            raise UserError(
+                f"{self.best} is another file's name: give --ckpt another one"
+            )
         if args.find_lr and not args.dry_run:
             utils.check_writable(self.range_test)
         if self.are_written:

@@ -6,6 +6,7 @@ Each folder is one that a training left: results/NAME with --name NAME, else res
 """
 
 import csv
+import hashlib
 import json
 import statistics
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from checkpoint import OLDER
+from checkpoint import OLDER, OLDER_OPTIONS
 from model import Net
 from plots import save_figure, what_matters
 from receptive_field import computed_macs, trace
@@ -38,7 +39,7 @@ class Run(NamedTuple):
     """A training, as its folder has it."""
 
     name: str
-    options: dict
+    options: dict  # those of train.py, and what none of them says: see `unsaid`
     row: dict  # of the table
     chosen_on: str  # the images that chose the best epoch, "test" or "val"
     history: list  # of each epoch its metrics, by name
@@ -59,7 +60,8 @@ def read_run(folder):
                 history.append(
                     {key: float(cell) for key, cell in cells.items() if cell}
                 )
-        options, chosen_on = training["args"], training["chosen_on"]
+        options = OLDER_OPTIONS | training["args"] | unsaid(training)
+        chosen_on = training["chosen_on"]
         run = Run(folder.name, options, {}, chosen_on, history)
         accuracies = run.accuracies
         reached = [e for e, value in enumerate(accuracies, 1) if value >= GOAL]
@@ -85,6 +87,15 @@ def read_run(folder):
         raise UserError(f"{folder} does not hold a whole training: {error}")
 
 
+def unsaid(training):
+    """Of a run.json what no option says, as short digests: its network and its images."""
+    network = json.dumps(OLDER | training["net"], sort_keys=True)
+    found = {"network": hashlib.sha256(network.encode()).hexdigest()[:8]}
+    for name, key in (("images", "sha256"), ("test images", "test_sha256")):
+        found[name] = training["made_with"].get(key, "?")[:8]
+    return found
+
+
 def describe_network(config):
     """Parameters, receptive field and multiply-adds; "?" where they are not known."""
     try:
@@ -106,7 +117,10 @@ def describe_network(config):
 
 
 def differing(options):
-    """The options in which some of the trainings differ, and which say something."""
+    """The options in which some of the trainings differ, and which say something.
+
+    "network" is among them where no other one says why the networks differ.
+    """
     names = set()
     for given in options:
         names.update(given)
@@ -118,6 +132,8 @@ def differing(options):
     for name in sorted(names - PLACES):
         if len({str(given.get(name)) for given in options}) > 1:
             differ.append(name)
+    if "network" in differ and not {"network", "seed"}.issuperset(differ):
+        differ.remove("network")
     return differ
 
 

@@ -289,7 +289,8 @@ def find_lr(training, loader):
 
     It ends where the loss, smoothed, is twice its lowest. Returns the suggested factor of
     the rates that were given, a tenth of that at which the loss was lowest; and of each step
-    the factor, the loss, and the loss smoothed. Raises UserError where it only grew.
+    the factor, the loss, and the loss smoothed. Raises UserError where it only grew. With
+    --small all images are small: the rates are highest, by default, while they are.
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
     """
     rates = [optimizer.defaults["lr"] for optimizer in training.optimizers]
@@ -303,7 +304,10 @@ def find_lr(training, loader):
         for optimizer, rate in zip(training.optimizers, rates):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factors[-1]
-        loss, _ = training.step(images.to(training.device), labels.to(training.device))
+        images, labels = images.to(training.device), labels.to(training.device)
+        if small_epochs(training.args):
+            images = shrink(images)
+        loss, _ = training.step(images, labels)
         losses.append(loss.item())
         average = 0.95 * average + 0.05 * losses[-1]
         smooth.append(average / (1 - 0.95 ** (step + 1)))  # as if begun at the mean

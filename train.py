@@ -327,6 +327,8 @@ def complete(args):
         args.norm = "batch"  # a class may have another default
     if args.step_epochs is None:
         args.step_epochs = max(1, args.epochs // 3)
+    if args.schedule == "plateau" and args.gamma == 1:
+        raise UserError("--schedule plateau lowers the rates: give a --gamma under 1")
 
 
 def kept_options(args):

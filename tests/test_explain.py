@@ -306,6 +306,34 @@ def test_options_that_say_nothing_with_a_schedule_are_no_difference():
     assert compare.differing(options) == ["schedule", "step_epochs"]
 
 
+def test_images_and_networks_that_differ_are_told(trained, call, tmp_path):
+    """Only trainings that differ in their seed alone have a spread."""
+
+    def other_seed(change):
+        shutil.copytree(tmp_path / "results" / "a", tmp_path / "results" / "other")
+        path = tmp_path / "results" / "other" / "run.json"
+        training = json.loads(path.read_text())
+        training["args"]["seed"] += 1
+        change(training)
+        path.write_text(json.dumps(training))
+        _, output, _ = call(compare.main, "results/a", "results/other")
+        shutil.rmtree(path.parent)
+        return output
+
+    of_older = other_seed(lambda training: training["args"].update(small=0.0))
+    assert "small 0.0" in of_older
+    assert of_older == other_seed(lambda training: training["args"].pop("small"))
+    assert "best: mean" in other_seed(lambda training: None)
+    edited = other_seed(lambda training: training["net"].update(activation="elu"))
+    assert "network " in edited
+    assert "best: mean" not in edited
+    others = {"sha256": "ab", "test_sha256": "cd"}
+    moved = other_seed(lambda training: training["made_with"].update(others))
+    assert "images ab" in moved
+    assert "test images cd" in moved
+    assert "best: mean" not in moved
+
+
 def test_predictions_are_those_that_are_counted(trained, call):
     options = ["--ckpt", "results/a/best.pt", "--predictions", "own.csv"]
     _, output, _ = call(evaluate.main, *options, "--rules", "off")
@@ -482,6 +510,21 @@ def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):
     assert status == 0
     assert "nothing was written" in output
     assert not list((tmp_path / "results").iterdir())
+
+
+@pytest.mark.parametrize(("small", "side"), [(0.4, 24), (0, 32)])
+def test_find_lr_is_on_the_images_that_begin(call, monkeypatch, small, side):
+    monkeypatch.setattr(engine, "STEPS", 10)
+    sides = set()
+    step = engine.Training.step
+
+    def watched(training, images, labels):
+        sides.add(images.shape[-1])
+        return step(training, images, labels)
+
+    monkeypatch.setattr(engine.Training, "step", watched)
+    call(train.main, *QUICK, "--find-lr", "--epochs", 5, "--small", small)
+    assert sides == {side}
 
 
 def test_find_lr_draws_anew_when_the_images_begin_again():

@@ -31,13 +31,14 @@ from checkpoint import load_checkpoint, restore, save_checkpoint
 from dataset import load
 from machine import World
 from model import ARCHS, build
-from optim import mixing_kernels
+from optim import make_schedules, mixing_kernels
 from rules import count_parameters
 
 sys.path.insert(0, str(ROOT / "tools"))
 
 import bench
 import plot_cost
+import published
 import teacher
 
 RECIPE = ["--optimizer", "muon", "--lr", "0.3", "--muon-lr", "0.03", "--ema", "0.02"]
@@ -570,7 +571,7 @@ def test_cost_of_a_class_that_has_gone(call, fails, monkeypatch):
 def test_cost_counts_the_pixels_of_each_epoch():
     net = nn.Sequential(nn.Conv2d(3, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     axes = Figure().subplots()
-    plot_cost.plot(axes, [0.7, 0.8, 0.9], net, "", small=2)
+    plot_cost.plot(axes, [0.7, 0.8, 0.9], net, "", images=50_000, small=2)
     spent = axes.lines[0].get_xdata()
     macs = 30 * 24**2, 2 * 30 * 24**2, 2 * 30 * 24**2 + 30 * 32**2  # of one image
     assert list(spent) == pytest.approx([50_000 * number / 1e12 for number in macs])
@@ -744,6 +745,50 @@ def test_the_peak_is_where_it_is_said_to_be(call):
     with open("results/history.csv") as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file)]
     assert max(rates) == rates[1] == pytest.approx(0.3, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [2, 4, 10])
+def test_the_peak_may_be_the_first_step(steps):
+    args, _ = train.parse_arguments(["--peak", str(1 / steps), "--lr", "0.3"])
+    optimizers = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.lr)]
+    (schedule,) = make_schedules(optimizers, args, steps)
+    rates = []
+    for _ in range(steps):
+        rates += schedule.get_last_lr()
+        optimizers[0].step()
+        if len(rates) < steps:
+            schedule.step()
+    assert rates == sorted(rates, reverse=True)
+    assert 0.1 < rates[0] <= 0.3
+
+
+def test_plateau_has_to_lower_the_rates(fails):
+    options = [*QUICK, "--schedule", "plateau", "--gamma", 1]
+    assert "give a --gamma under 1" in fails(train.main, *options)
+
+
+@pytest.mark.parametrize("name", ["last.pt", "run.json", "history.csv"])
+def test_best_checkpoint_has_a_name_of_its_own(fails, name):
+    options = ["--ckpt", f"results/{name}", "--out", "results"]
+    assert "another file's name" in fails(train.main, *QUICK, *options)
+
+
+def test_published_recipe_is_one(call, fails, monkeypatch):
+    """What would be ignored in it is refused, and what is taken is obeyed."""
+    for module, name in (
+        (train, "augmentation"),
+        (train, "command_to_go_on"),
+        (engine, "make_schedules"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setitem(ARCHS, "published", None)
+    options = ["--dataset", "digits", "--dry-run", "-j", 0]
+    for other in (["--optimizer", "muon"], ["--schedule", "plateau"]):
+        message = "leave out --optimizer and --schedule"
+        assert message in fails(published.main, *options, *other)
+    steps = published.published_augmentation((0.5, 0.5, 0.5), True, 0.2, 0.1)
+    assert [step.p for step in steps.transforms] == [0.5, 0.2, 0.1]
+    assert "--continue" in train.command_to_go_on("last.pt")
 
 
 class Squeezing(OwnNet):

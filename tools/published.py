@@ -2,7 +2,8 @@
 
     python tools/published.py --dataset folder --data-dir FOLDER --epochs 60 ...
 
-takes the options of train.py but --resume: --continue goes on. The network is stride-free:
+takes the options of train.py but --optimizer, --schedule, --init and --resume: --continue goes on.
+The network is stride-free:
 197,858 parameters and 200 million multiply-adds an image; published are 92.00 % after 58
 epochs on the original files (Sagar063/week7_ERAV4_CIFAR_10_Model_Experiments). It trains in the loop of train.py, in its
 precision and compiled where that is, so that the minutes compare networks and recipes alone.
@@ -22,6 +23,7 @@ import engine
 import train
 import utils
 from model import ARCHS, CLASSES, Row, TableNet
+from utils import UserError
 
 ROWS = [
     Row("c1.conv1",   24,  3, 1, 1, 1, "plain"),
@@ -49,26 +51,36 @@ class PublishedNet(TableNet):
 
 def published_augmentation(mean, mirror, move, hole):
     """The published one, with the hole in the mean colour."""
-    affine = A.Affine(rotate=(-15, 15), scale=(0.9, 1.1), p=0.5)
+    affine = A.Affine(rotate=(-15, 15), scale=(0.9, 1.1), p=move)
     flip, _, cut = dataset.augmentation(mean, mirror, move, hole).transforms
-    cut.p = 0.5
     return A.Compose([flip, affine, cut], strict=True)
 
 
 def published_schedules(optimizers, args, steps):
-    """From a tenth of the peak to it over 0.15 of the steps, then to a hundredth."""
-    ends = {"pct_start": 0.15, "div_factor": 10, "final_div_factor": 10}
+    """From a tenth of the highest rate to it, then to a hundredth."""
+    if (args.optimizer, args.schedule) != ("sgd", "onecycle"):
+        raise UserError(
+            "the published recipe is SGD's One Cycle: leave out --optimizer and --schedule"
+        )
+    ends = {"pct_start": args.peak, "div_factor": 10, "final_div_factor": 10}
     (sgd,) = optimizers
     return [OneCycleLR(sgd, args.lr, max(2, steps), cycle_momentum=False, **ends)]
 
 
-def main():
+def command_to_go_on(last):
+    """How to resume a last.pt: train.py alone has neither the network nor the recipe."""
+    return f"the same command with --continue, which finds {last}"
+
+
+def main(argv=None):
     ARCHS["published"] = PublishedNet
     train.augmentation = published_augmentation
+    train.command_to_go_on = command_to_go_on
     engine.make_schedules = published_schedules
     recipe = ["--arch=published", "--optimizer=sgd", "--lr=0.1", "--weight-decay=5e-4"]
     recipe += ["--label-smoothing=0", "--ema=0", "--batch-size=128", "--small=0"]
-    return train.main([*recipe, *sys.argv[1:]])
+    recipe += ["--peak=0.15", "--move=0.5", "--hole=0.5"]
+    return train.main([*recipe, *(sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ Calibration of Modern Neural Networks", ICML 2017, before and after their one te
 the accuracy on corrupted images, at three severities. The corruptions are those of CIFAR-10-C
 (Hendrycks, Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
 Perturbations", ICLR 2019) as albumentations makes them: with its numbers 1, 3 and 5 where both
-count the same thing, and about as strong to the eye elsewhere. It has no frost, but spatter.
-Compare with others only what this script measures.
+count the same thing, and about as strong to the eye elsewhere. It has no frost, but spatter;
+its shot noise is that of linear light, stronger in dark pixels and weaker in bright ones, and its
+impulse noise hits whole pixels. Compare with others only what this script measures.
 """
 
 import sys
