@@ -2,10 +2,10 @@
 
     python tools/published.py --dataset folder --data-dir FOLDER --epochs 60 ...
 
-takes the options of train.py but --optimizer, --schedule, --init and --resume: --continue goes on.
-The network is stride-free:
-197,858 parameters and 200 million multiply-adds an image; published are 92.00 % after 58
-epochs on the original files (Sagar063/week7_ERAV4_CIFAR_10_Model_Experiments). It trains in the loop of train.py, in its
+takes the options of train.py but --optimizer, --schedule, --init and --resume: --continue goes
+on. The network is stride-free: 197,858 parameters and 200 million multiply-adds an image;
+published are 92.00 % after 58 epochs on the original files
+(Sagar063/week7_ERAV4_CIFAR_10_Model_Experiments). It trains in the loop of train.py, in its
 precision and compiled where that is, so that the minutes compare networks and recipes alone.
 """
 

@@ -2,9 +2,10 @@
 
     python tools/teacher.py [--epochs N] ...
 
-takes the options of train.py but --init and --resume. The network has 2,627,552 parameters where the assignment
-allows 200,000, so it is a source of labels, and no solution. It is close to ResNet-9 (Page,
-"How to train your ResNet", 2018), with strides in place of max pooling.
+takes the options of train.py but --init and --resume; `python train.py --resume` goes on. The
+network has 2,627,552 parameters where the assignment allows 200,000, so it is a source of labels,
+and no solution. It is close to ResNet-9 (Page, "How to train your ResNet", 2018), with strides in
+place of max pooling.
 """
 
 import sys
