@@ -452,11 +452,9 @@ def describe(options, images, net, device, dtype, compiled, on_device, world):
     made_with["test_sha256"] = images.test_sha256
     if options["init"]:
         made_with["init"] = f"weights of {options['init']}"
+        made_with["init_sha256"] = file_digest(options["init"])
     if options["teacher"]:
-        digests = []
-        for path in options["teacher"]:
-            digests.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
-        made_with["teachers"] = digests
+        made_with["teachers"] = [file_digest(path) for path in options["teacher"]]
     run = {
         "args": options,
         "net": net.config,
@@ -467,6 +465,12 @@ def describe(options, images, net, device, dtype, compiled, on_device, world):
     # New objects: which of them are one and the same, which a resumed training cannot
     # restore, would show in the bytes of the checkpoints.
     return json.loads(json.dumps(run))
+
+
+def file_digest(path):
+    """The SHA-256 of a file; None where there is none, as of an --init at --resume."""
+    path = Path(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 def left_behind(files, run, is_continued):
@@ -487,6 +491,11 @@ def left_behind(files, run, is_continued):
     differing = differences(given, kept)
     if run["net"] != checkpoint["net"]:
         differing.append("its network was edited")
+    started_from = checkpoint["made_with"].get(
+        "init_sha256"
+    )  # older versions kept none
+    if started_from not in (None, run["made_with"].get("init_sha256")):
+        differing.append("its --init is not the checkpoint it was")
     if is_continued and differing:
         raise UserError(
             f"--continue: {files.last} is of another training ({', '.join(differing)}): "
@@ -517,6 +526,8 @@ def go_on(checkpoint, run, training, files):
         raise UserError(
             "a --teacher is not the checkpoint it was: put that back, or train anew"
         )
+    if "init_sha256" in before:  # it began from that one, whatever is there now
+        run["made_with"]["init_sha256"] = before["init_sha256"]
     for name, value in run["made_with"].items():
         if value != before.get(name, value):  # older versions kept fewer
             print(f"note      {name} was {before[name]}: weights may differ a little")

@@ -492,6 +492,24 @@ def test_continue_refuses_another_training(stopped, monkeypatch):
     assert (stopped / "last.pt").read_bytes() == before
 
 
+def test_continue_notices_another_init(trained, stopped, fails, call):
+    """Of the same network and statistics; --resume needs it no more."""
+    options = ["--init", stopped / "best.pt", *DIGITS, "-j", 0, "--epochs", 1]
+    options += ["--name", "begun"]
+    assert call(train.main, *options)[0] == 0
+    assert call(train.main, *options, "--continue")[0] == 0
+    digest = load_checkpoint("results/begun/last.pt")["made_with"]["init_sha256"]
+    shutil.copy(trained / "best.pt", stopped / "best.pt")
+    message = "its --init is not the checkpoint it was"
+    assert message in fails(train.main, *options, "--continue")
+    (stopped / "best.pt").unlink()
+    last = "results/begun/last.pt"
+    status, output, _ = call(train.main, "--resume", last, "-j", 0)
+    assert status == 0
+    assert "init_sha256" not in output
+    assert load_checkpoint(last)["made_with"]["init_sha256"] == digest
+
+
 def test_resume_after_the_table_has_gone(trained, stopped, monkeypatch):
     """A student renames it: the checkpoint holds it whole."""
     monkeypatch.delitem(ARCHS, "small")
