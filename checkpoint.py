@@ -491,10 +491,9 @@ def left_behind(files, run, is_continued):
     differing = differences(given, kept)
     if run["net"] != checkpoint["net"]:
         differing.append("its network was edited")
-    started_from = checkpoint["made_with"].get(
-        "init_sha256"
-    )  # older versions kept none
-    if started_from not in (None, run["made_with"].get("init_sha256")):
+    started_from = run["made_with"].get("init_sha256")
+    # Older versions did not keep it.
+    if checkpoint["made_with"].get("init_sha256", started_from) != started_from:
         differing.append("its --init is not the checkpoint it was")
     if is_continued and differing:
         raise UserError(
