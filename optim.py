@@ -60,7 +60,7 @@ def make_schedules(optimizers, args, steps):
                 optimizer,
                 max_lr=optimizer.defaults["lr"],
                 total_steps=max(2, steps),  # one alone would be its last, at nearly 0
-                # With its peak at the first step PyTorch divides by 0, but not with none.
+                # PyTorch divides by 0 where the first step is the peak, but not for a share of 0.
                 pct_start=0.0 if args.peak * max(2, steps) == 1 else args.peak,
                 cycle_momentum=False,
                 div_factor=10,
