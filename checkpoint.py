@@ -382,7 +382,10 @@ class Files:
             number += 1
         folder.mkdir(parents=True)
         for path in left:
-            shutil.move(path, folder / path.name)
+            try:
+                shutil.move(path, folder / path.name)
+            except OSError as error:
+                raise UserError(f"cannot move {path} to {folder}: {error.strerror}")
         print(f"note      the files of the training before are in {folder} now")
 
     def save_epoch(self, run, history, training):

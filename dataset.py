@@ -31,6 +31,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
@@ -1275,6 +1276,7 @@ def stopped_by_parent():
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # where it starts, it lets both signals through
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

@@ -130,9 +130,11 @@ class Training:
         # With equal parts of the batch, the mean of the processes' gradients is its own.
         self.forward = net
         if world.size > 1:
-            # A class of one's own may have layers that it does not use.
-            is_class = net.config["rows"] is None
-            self.forward = DistributedDataParallel(net, find_unused_parameters=is_class)
+            # A class of one's own may have layers that it does not use; L1 uses them all.
+            may_be_unused = net.config["rows"] is None and not args.l1
+            self.forward = DistributedDataParallel(
+                net, find_unused_parameters=may_be_unused
+            )
             # Said of 1x1 kernels, which are the same in either layout.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view")
         self.ema = EMA(net, decay=1 - 1 / max(1, args.ema * steps))

@@ -54,17 +54,38 @@ def add_device_options(add):
 
 
 def pick_device(name):
-    """The device of a name; "auto" is CUDA where there is one, else the CPU."""
+    """The device of a name; "auto" is CUDA where there is one that computes, else the CPU."""
     found = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
+    fault = None
+    if found["cuda"] and name in ("auto", "cuda"):
+        fault = cuda_fault()
     if name == "auto":
-        name = "cuda" if found["cuda"] else "cpu"
-    if not found[name]:
+        name = "cuda" if found["cuda"] and not fault else "cpu"
+        if fault:
+            print(f"warning   the GPU is not used, PyTorch fails on it: {fault}")
+    elif not found[name]:
         raise UserError(f"there is no {name} device here: --device auto takes what is")
+    elif fault:
+        raise UserError(f"PyTorch fails on the GPU: {fault}; --device cpu goes without")
     return torch.device(name)
+
+
+def cuda_fault():
+    """What fails on this process's CUDA device, in a line; None where it computes.
+
+    PyTorch finds devices that it has no kernels for, such as a P100 of today's.
+    """
+    count = max(1, torch.cuda.device_count())
+    number = int(os.environ.get("LOCAL_RANK", "0")) % count
+    try:
+        torch.ones(1, device=f"cuda:{number}").item()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
 
 
 def pick_precision(device, amp):

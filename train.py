@@ -371,6 +371,8 @@ def train(args, resumed, images, files, device, world=ALONE):
     `resumed` is the checkpoint to go on from, or None.
     """
     dtype = pick_precision(device, args.amp)
+    if len(set(world.gather([dtype]))) > 1:
+        raise UserError("the devices would compute in different precisions: give --amp")
     set_seed(args)
     data, loader, on_device = make_loader(images, args, device, world)
     net, head = make_network(args, resumed, images, device, world)

@@ -14,6 +14,7 @@ import signal
 import stat
 import sys
 import tempfile
+import time
 import traceback
 import unicodedata
 from pathlib import Path
@@ -184,11 +185,28 @@ def write_file(path, data):
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}")
+
+
+def replace(source, path):
+    """Put one file in the place of another.
+
+    On Windows a program that reads the other one, such as a virus scanner, hinders it: then
+    it is tried for some seconds.
+    """
+    tries = 20 if sys.platform == "win32" else 1
+    while True:
+        try:
+            return os.replace(source, path)
+        except PermissionError:
+            tries -= 1
+            if tries == 0:
+                raise
+        time.sleep(0.25)
 
 
 def check_writable(*paths):

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import socket
 import struct
 import sys
@@ -27,6 +28,7 @@ import torchvision.io
 from conftest import ROOT, run_script
 from PIL import Image, ImageCms
 from sklearn.datasets import load_digits
+from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST
 from torchvision.transforms import v2
 
@@ -210,6 +212,29 @@ def test_workers_hear_nothing_of_what_stops_a_training():
     assert result.stdout == "4\n", result.stderr
     assert result.stderr.count("Traceback") == 1
     assert result.stderr.rstrip().endswith("KeyboardInterrupt")
+
+
+class Blocked(Dataset):
+    """The numbers of the signals that the process which reads it does not hear."""
+
+    def __getitem__(self, _):
+        return torch.tensor(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows cannot block signals")
+def test_spawned_workers_hear_nothing_either():
+    """As on macOS. With the first of them a process starts that lets signals through."""
+    script = (
+        "from dataset import Loader; from test_dataset import Blocked\n"
+        "if __name__ == '__main__':\n"
+        "    loader = Loader(Blocked(), sampler=[0], batch_size=None, num_workers=1)\n"
+        "    loader.multiprocessing_context = 'spawn'\n"
+        "    print(*next(iter(loader)).tolist())\n"
+    )
+    result = run_script(ROOT, "-c", script, path=ROOT / "tests", timeout=120)
+    assert result.stdout.split() == ["2", "15"], result.stderr
+    assert (signal.SIGINT, signal.SIGTERM) == (2, 15)
 
 
 @pytest.mark.slow

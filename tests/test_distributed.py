@@ -240,11 +240,12 @@ def test_seeds_one_after_another(call, tmp_path, monkeypatch):
     assert len(read) == 1  # the images, once for both
 
 
-def test_two_processes_train_a_class_of_ones_own(tmp_path):
+@pytest.mark.parametrize("l1", [[], ["--l1", "1e-5"]])
+def test_two_processes_train_a_class_of_ones_own(tmp_path, l1):
     """As one process does, whose weights are those up to rounding."""
     for name, count in (("one", 1), ("two", 2)):
         launch = ("--standalone", f"--nproc-per-node={count}")
-        process = torchrun(tmp_path / name, *launch, arguments=GROUPED)
+        process = torchrun(tmp_path / name, *launch, arguments=[*GROUPED, *l1])
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert_same_weights(tmp_path / "one", tmp_path / "two")

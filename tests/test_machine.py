@@ -23,6 +23,7 @@ from engine import Training
 from layers import Conv
 from machine import ALONE
 from model import Net, build
+from utils import UserError
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 DIGITS = ["--dataset", "digits", "--arch", "small", "-j", "0", "--epochs", "1"]
@@ -77,9 +78,38 @@ def test_device(monkeypatch, cuda, mps, picked):
     """MPS is chosen by its name alone, until someone has run it there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(machine, "cuda_fault", lambda: None)
     assert machine.pick_device("auto").type == picked
     if mps:
         assert machine.pick_device("mps").type == "mps"
+
+
+def test_gpu_without_kernels_is_said(monkeypatch, capsys):
+    """PyTorch finds it, and fails with the first thing that it computes there."""
+
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: no kernel image\nCUDA kernel errors might be")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", fail)
+    assert machine.pick_device("auto").type == "cpu"
+    said = "fails on it: CUDA error: no kernel image\n"
+    assert capsys.readouterr().out.endswith(said)
+    assert machine.pick_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="no kernel image; --device cpu goes without"):
+        machine.pick_device("cuda")
+
+
+def test_processes_of_different_precisions_are_refused(call, monkeypatch):
+    """Their gradients would be scaled by different factors."""
+
+    def gather(world, own):
+        return [*own, torch.float16]  # of a second process, on an older GPU
+
+    monkeypatch.setattr(machine.World, "gather", gather)
+    status, _, errors = call(train.main, *DIGITS, "--dry-run")
+    assert status == 2
+    assert "different precisions: give --amp" in errors
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import csv
+import errno
 import json
 import math
 import os
@@ -32,6 +33,7 @@ from torchvision.datasets import CIFAR10
 import evaluate
 import layers
 import train
+import utils
 from checkpoint import FORMAT, load_checkpoint, restore, save_checkpoint
 from dataset import load, read_image
 from machine import pick_precision
@@ -315,6 +317,28 @@ def test_ctrl_c_inside_a_save_lets_it_end(tmp_path, capsys, monkeypatch, name):
         assert len(list(csv.DictReader(file))) == 1
     with open(tmp_path / "results" / "run.json") as file:
         assert len(json.load(file)["seconds"]) == 1
+
+
+def test_file_that_windows_holds_for_a_while_is_written(tmp_path, monkeypatch):
+    """One that is never let go ends in a line, and is whole."""
+    refusals, real = [], os.replace
+
+    def refused(source, path):
+        refusals.append(path)
+        if len(refusals) <= held:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(source, path)
+
+    monkeypatch.setattr(utils.sys, "platform", "win32")
+    monkeypatch.setattr(utils.time, "sleep", lambda _: None)
+    monkeypatch.setattr(os, "replace", refused)
+    file = tmp_path / "file"
+    held = 3
+    utils.write_file(file, b"first")
+    held = 1000
+    with pytest.raises(UserError, match="cannot write .*file: Permission denied"):
+        utils.write_file(file, b"second")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]
 
 
 def test_resume_is_exact(trained, stopped):

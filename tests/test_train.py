@@ -610,6 +610,19 @@ def test_dry_run_counts_the_images_it_took(call):
     assert float(rate.replace(",", "")) * float(seconds) < 3 * 32
 
 
+def test_file_that_cannot_be_set_aside_ends_in_a_line(call, monkeypatch):
+    call(train.main, *DIGITS, "--epochs", 1)
+
+    def refused(source, _):
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr(shutil, "move", refused)
+    status, _, errors = call(train.main, *DIGITS, "--epochs", 1)
+    assert status == 2
+    assert "cannot move best.pt to" in errors
+    assert load_checkpoint("best.pt")["epoch"] == 1
+
+
 def test_a_new_training_sets_the_files_of_the_one_before_aside(call):
     options = [*DIGITS, "--epochs", 1, "--out", "results/own", "--ckpt", "own.pt"]
     _, output, _ = call(train.main, *options)
