@@ -19,7 +19,17 @@ import torch
 
 import utils
 from machine import is_restart, run_id
-from model import ARCHS, TRIED, Net, Unfit, is_close, place_of, random_images, try_out
+from model import (
+    ARCHS,
+    TRIED,
+    Net,
+    Unfit,
+    head_alone,
+    is_close,
+    place_of,
+    random_images,
+    try_out,
+)
 from utils import UserError, check_regular_file, is_text, write_file
 
 FORMAT = 2  # of checkpoints; one of another number is refused
@@ -269,20 +279,12 @@ def start_from(checkpoint, classes, path):
     if list(classes) == checkpoint["classes"]:
         return trained
     net = Net(**{**trained.config, "classes": len(classes)})
-    _, head = try_out(net)
-    if head is None:
-        raise UserError("--init: no layer of this network gives the scores")
+    head = head_alone(net, f"--init {path}")
     new = {id(weight) for weight in head.parameters()}
     weights = trained.state_dict()
     for name, weight in net.state_dict(keep_vars=True).items():
-        if id(weight) in new:
-            continue
-        if weight.shape != weights[name].shape:
-            raise UserError(
-                f"--init {path}: {name} has {len(checkpoint['classes'])} classes as well, "
-                f"not {len(classes)}: only the layer that gives the scores can be new"
-            )
-        weight.data.copy_(weights[name])
+        if id(weight) not in new:
+            weight.data.copy_(weights[name])
     return net
 
 

@@ -469,12 +469,12 @@ def by_reason(broken, folder):
 
 def in_words(listing, notes):
     """What was read of a folder, and what was not."""
-    counts = Counter(listing.labels)
+    counts = np.bincount(listing.labels, minlength=len(listing.classes)).tolist()
     if len(counts) > 10:
-        few, many = min(counts.values()), max(counts.values())
+        few, many = min(counts), max(counts)
         each = f"{few:,} to {many:,} each" if few < many else f"{few:,} each"
     else:
-        named = zip(listing.classes, counts.values())
+        named = zip(listing.classes, counts)
         each = ", ".join(f"{name} {count:,}" for name, count in named)
     words = f"{len(listing.paths):,} images of {len(counts)} classes ({each})"
     words += f" from {listing.folder}{notes_in_words(notes)}"
@@ -553,14 +553,34 @@ def list_part(data_dir, part):
         )
     check_place(data_dir)
     whole = list_images(data_dir)
-    try:
-        chosen = hold_out(whole.labels, HELD_OUT)
-    except ValueError as error:
-        raise UserError(f"{data_dir} is too small to hold out a test part: {error}")
-    chosen = sorted(chosen[part == "test"])
-    paths = [whole.paths[number] for number in chosen]
-    labels = [whole.labels[number] for number in chosen]
+    held_out, paths, labels = hold_out_files(whole), [], []
+    for path, label in zip(whole.paths, whole.labels):
+        if (path in held_out) == (part == "test"):
+            paths.append(path)
+            labels.append(label)
     return whole._replace(paths=paths, labels=labels, whole=len(whole.paths))
+
+
+def hold_out_files(listing):
+    """The paths of a folder's images that are its test part: a fifth of each class, or one.
+
+    The digests of their names are the lowest, so that most of the others stay training
+    images when pictures are added. Raises UserError for a class of one image.
+    """
+    of_class = {}
+    for path, label in zip(listing.paths, listing.labels):
+        name = as_nfc(Path(path).relative_to(listing.folder).as_posix())
+        of_class.setdefault(label, []).append((sha256(name.encode()).digest(), path))
+    held_out = set()
+    for label, members in of_class.items():
+        if len(members) < 2:
+            raise UserError(
+                f"{listing.folder} is too small to hold out a test part: "
+                f"{listing.classes[label]} has a single image"
+            )
+        share = max(1, round(HELD_OUT * len(members)))
+        held_out.update(path for _, path in sorted(members)[:share])
+    return held_out
 
 
 def find_part(data_dir, part):
@@ -1035,22 +1055,22 @@ def check_batch(batch_size, count):
 
 
 def note_oddities(splits):
-    """Print which channel is the same in all training images, and which test images are seen.
+    """Print which channel is the same in all training images, and which others are seen.
 
-    That is how many of them are training images too, pixel by pixel.
+    That is how many of the held-out and test images are training images too, pixel by pixel.
     """
     channels = splits["train"][0].reshape(-1, 3).numpy().T
     for name, values in zip(("red", "green", "blue"), channels):
         if values.min() == values.max():
             print(f"note      {name} is {values[0]} in all of the training images")
     seen = {image.tobytes() for image in splits["train"][0].numpy()}
-    tests = splits["test"][0].numpy()
-    count = sum(image.tobytes() in seen for image in tests)
-    if count:
-        print(
-            f"note      {count:,} of the {len(tests):,} test images are training images "
-            "too: their accuracy says nothing of new ones"
-        )
+    for name, (images, _) in splits.items():
+        count = sum(image.tobytes() in seen for image in images.numpy())
+        if name != "train" and count:
+            print(
+                f"note      {count:,} of the {len(images):,} {name} images are training "
+                "images too: their accuracy says nothing of new ones"
+            )
 
 
 def mean_and_std(images):

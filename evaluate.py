@@ -237,7 +237,8 @@ def grad_cam(net, images, targets, layer=None):
         scores = net(pixels.requires_grad_())
     if layer:
         handle.remove()
-        recorder.maps = [one for one in given if one.ndim == 4]
+        maps = {id(one) for one in recorder.maps}
+        recorder.maps = [one for one in given if id(one) in maps]
     score = scores.gather(1, targets.to(device)[:, None]).sum()
     for features in reversed(recorder.maps):
         try:
@@ -544,16 +545,18 @@ def test_images(args, checkpoint):
     images, labels, names = load(dataset, data_dir, train=False)
     classes = checkpoint["classes"]
     trained_on = checkpoint["made_with"].get("test_sha256")
+    listing = list_part(data_dir, "test") if dataset == "folder" else None
     if trained_on and trained_on != digest(images, labels):
-        print("note      the test images are not those of the training")
+        note = "the test images are not those of the training"
+        if listing and listing.whole:
+            note += ": a fifth of the folder is held out anew, some may be trained on"
+        print(f"note      {note}")
     if names != classes:
         raise UserError(
             f"{args.ckpt} knows the classes {', '.join(classes)}; the test images of "
             f"{dataset} are {', '.join(names)}: choose others with --dataset, --data-dir"
         )
-    files = range(len(labels))
-    if dataset == "folder":
-        files = list_part(data_dir, "test").paths
+    files = listing.paths if listing else range(len(labels))
     return dataset, images, labels, files
 
 

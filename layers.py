@@ -252,6 +252,12 @@ WITHOUT_WINDOW = ("squeeze", "gap")
 ONE_KERNEL = ("plain", "residual", "separable")
 
 
+def head_row(rows):
+    """The row of a table that gives the scores: the last one that gives channels at all."""
+    giving = [row for row in rows if row.kind not in KEEPS_CHANNELS]
+    return (giving or rows)[-1]
+
+
 def as_computed(rows, norm):
     """The rows of a table as they run, so that nothing is computed that no row reads.
 
@@ -261,8 +267,9 @@ def as_computed(rows, norm):
     same. In training batch norm's statistics are those of the outputs that are used. Norms
     that look at the whole map do so in evaluation too, so that with them the rows stay.
     """
-    rows = list(rows)
-    norms = [NORMS[norm](row.channels) for row in rows[:-1] if row.kind in ONE_KERNEL]
+    rows, head = list(rows), head_row(rows)
+    normed = [row for row in rows if row.kind in ONE_KERNEL and row is not head]
+    norms = [NORMS[norm](row.channels) for row in normed]
     if not all(isinstance(made, PIXELWISE_NORMS) for made in norms):
         return rows
     for number in range(len(rows) - 1, 0, -1):
@@ -287,14 +294,14 @@ def run_as_written(net):
             module.forward = module.as_written
 
 
-def make_layer(row, computed, channels, norm, activation, dropout, is_last):
-    """The module of a row, for an input of `channels`; the last row gives scores.
+def make_layer(row, computed, channels, norm, activation, dropout, is_head):
+    """The module of a row, for an input of `channels`; the head gives scores.
 
     `computed` is the row as it runs. Raises TypeError, naming the row, where its kind
     makes no nn.Sequential.
     """
     layer = KINDS[row.kind](computed, channels)
-    if row.kind in KEEPS_CHANNELS or is_last:
+    if row.kind in KEEPS_CHANNELS or is_head:
         return layer
     if not isinstance(layer, nn.Sequential):
         raise TypeError(
@@ -373,8 +380,11 @@ def size_after(row, size):
             f"for a map of {size}"
         )
     if row.kind == "residual" and after != math.ceil(size / row.stride):
+        padding, odd = divmod(row.dilation * (row.kernel - 1), 2)
+        remedy = (
+            "so its kernel must be odd" if odd else f"so its padding must be {padding}"
+        )
         raise ValueError(
-            f"row {row.name}: a residual row may shrink the map by its stride alone, "
-            f"so its padding must be {row.dilation * (row.kernel - 1) // 2}"
+            f"row {row.name}: a residual row may shrink the map by its stride alone, {remedy}"
         )
     return after

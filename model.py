@@ -28,6 +28,7 @@ from layers import (
     Row,
     as_computed,
     has_foreign_kernels,
+    head_row,
     make_layer,
     mirror_kernels,
     run_as_written,
@@ -55,6 +56,7 @@ from utils import (
     times,
 )
 
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # PyTorch counts no work of theirs
 TRIED = 16  # images that a new network is tried with: some norms part a batch evenly
 CLASSES = "classes"  # as a row's channels: as many as the data set has
 # --kernels: half of each layer's are the mirror images of the other half, or all are free.
@@ -185,8 +187,9 @@ class TableNet(nn.Module):
         super().__init__()
         channels, size, blocks = 3, SIDE, []
         as_run = rows if is_written else as_computed(rows, norm)
+        head = head_row(rows)
         for row, computed in zip(rows, as_run, strict=True):
-            is_last = row is rows[-1]
+            is_head = row is head
             if row.channels == CLASSES:
                 row = row._replace(channels=classes)
                 computed = computed._replace(channels=classes)
@@ -204,8 +207,8 @@ class TableNet(nn.Module):
                     f"row {row.name}: the rows of {block} must follow one another"
                 )
             kinds = (norm, activation, dropout)
-            layer = make_layer(row, computed, channels, *kinds, is_last)
-            if kernels == "mirrored" and not is_last:
+            layer = make_layer(row, computed, channels, *kinds, is_head)
+            if kernels == "mirrored" and not is_head:
                 mirror_kernels(layer)
             self.get_submodule(block).add_module(name, layer)
             if row.kind not in KEEPS_CHANNELS:
@@ -437,11 +440,11 @@ def check_rows(net):
     An edit of a kind may have added what cannot be mirrored, or what looks at more than
     single pixels, so that the rows as computed are another network than the table's.
     """
-    for row in net.rows[:-1]:
+    for row in net.rows:
         is_mirrored = net.config["kernels"] == "mirrored"
-        is_gate = row.kind in KEEPS_CHANNELS
+        is_free = row.kind in KEEPS_CHANNELS or row is head_row(net.rows)
         layer = net.body.get_submodule(row.name)
-        if is_mirrored and not is_gate and has_foreign_kernels(layer):
+        if is_mirrored and not is_free and has_foreign_kernels(layer):
             raise UserError(
                 f"row {row.name}: a plain nn.Conv2d has no mirrored kernels: take Conv of "
                 "layers.py, or --kernels free"
@@ -497,6 +500,47 @@ def try_out(net):
     for hook in hooks:
         hook.remove()
     return scores, ran[-1] if ran else None
+
+
+def find_head(net):
+    """The layer that gives the scores, and the names of other weights of as many classes.
+
+    The layer is the last convolution or linear layer that runs; None where there is none, or
+    where its weights are no matter of the number of classes and others are, as in a class of
+    one's own with a layer of its own kind.
+    """
+    _, head = try_out(net)
+    if head is None:
+        return None, []
+    config = {**net.config, "classes": net.config["classes"] + 1}
+    try:
+        with torch.random.fork_rng(devices=[]):  # whose draws are the training's
+            wider = Net(**config).state_dict()
+    except Exception:  # noqa: BLE001 - of any type: a class may be for some classes alone
+        return head, []
+    own = {id(weight) for weight in head.parameters()}
+    is_of_classes, others = False, []
+    for name, weight in net.state_dict(keep_vars=True).items():
+        if name in wider and wider[name].shape != weight.shape:
+            if id(weight) in own:
+                is_of_classes = True
+            else:
+                others.append(name)
+    return (head if is_of_classes or not others else None), others
+
+
+def head_alone(net, option):
+    """The layer that gives the scores; UserError, with the `option`, where others do as well."""
+    head, others = find_head(net)
+    if head is None:
+        raise UserError(f"{option}: no layer of this network gives the scores")
+    if others:
+        classes = net.config["classes"]
+        raise UserError(
+            f"{option}: {others[0]} is of the {classes} classes too, and not of the last "
+            "layer alone"
+        )
+    return head
 
 
 def receptive_fields(rows):
@@ -739,6 +783,9 @@ def main(argv=None):
     lines = summarise(net, nodes)
     print_summary(lines, count_parameters(net), computed_macs(net))
     print_difference(lines, receptive_fields(net.rows or []))
+    uncounted = {node.operation for node in nodes} & set(RECURRENT)
+    if uncounted:
+        print(f"those of {', '.join(sorted(uncounted))} are not counted")
     if args.computed:
         print_computed(net)
     if args.plot:
@@ -747,7 +794,7 @@ def main(argv=None):
         plot_network(lines, title_of(net.config, args.downsample), args.plot)
         print(f"Picture: {args.plot}")
     is_complete = args.rules == "off" or print_checklist(checklist(net, nodes))
-    print_note_on_scores(nodes)
+    print_note_on_scores(try_out(net)[0], nodes)
     return 0 if is_complete else 1
 
 

@@ -87,6 +87,7 @@ class Node:
     window: Window | None = None
     weight: tuple | None = None  # shape of a convolution's or linear layer's weight
     learns: bool = False  # whether that is, or is made of, parameters of the network
+    is_stray: bool = False  # whether it is a parameter, and none of the network's
     groups: int = 1
     unknown: str = ""  # why the receptive field isn't known from here on
     axes: list | None = field(default=None, repr=False)  # the `Axis` of H, that of W
@@ -179,6 +180,7 @@ class Call:
         self.node.weight = tuple(weight.shape)
         # One that is computed from the image as well is taken for one that learns.
         self.node.learns = id(weight) in self.learned or id(weight) in self.values
+        self.node.is_stray = isinstance(weight, Parameter) and not self.node.learns
 
     def places(self, tensor):
         """Those of the only argument that depends on the image, or Unknown is raised."""

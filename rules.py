@@ -56,7 +56,7 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     else:
         no_pooling = rule_where("no max pooling", "none", not is_hidden, is_hidden)
     rules = [
-        rule_on_parameters(net, nodes[-1]),
+        rule_on_parameters(net, nodes),
         rule_on_receptive_field(nodes[-1]),
         *rules_on_blocks(net, nodes, is_hidden),
         *([] if MAX_POOLING else [no_pooling]),
@@ -86,11 +86,14 @@ def count_parameters(module):
     return sum(weight.numel() for weight in module.parameters())
 
 
-def rule_on_parameters(net, output):
+def rule_on_parameters(net, nodes):
     """That of the number of parameters, said with the number of classes."""
-    total = count_parameters(net)
+    total, output = count_parameters(net), nodes[-1]
     classes = output.shape[-1] if output.shape else "?"
     value = f"{total:,} with {classes} classes"
+    if any(node.is_stray for node in nodes):
+        value += " and those of layers in a plain list: put them into nn.ModuleList"
+        return Rule(PARAMETERS, value, None)
     return Rule(PARAMETERS, value, total < PARAMETER_LIMIT)
 
 
@@ -307,11 +310,15 @@ def names_of(net, nodes):
     return ", ".join(found) or "none"
 
 
-def print_note_on_scores(nodes):
-    """Print a note where a network gives probabilities, which the loss makes of scores."""
-    last = nodes[-1].operation
-    if last in ("softmax", "sigmoid"):
-        print(f"note      it ends in {last}, which the loss does itself: leave it out")
+def print_note_on_scores(scores, nodes):
+    """Print a note where a network gives probabilities, which the loss makes of scores.
+
+    `scores` (N, classes) are what it gives of some images, `nodes` those of one.
+    """
+    are_shares = (scores >= 0).all() and ((scores.sum(1) - 1).abs() < 1e-3).all()
+    if are_shares or nodes[-1].operation == "sigmoid":
+        kind = "softmax" if are_shares else "sigmoid"
+        print(f"note      it ends in {kind}, which the loss does itself: leave it out")
 
 
 def print_checklist(rules):

@@ -85,7 +85,16 @@ from machine import (
     warn_of_unsafe_layers,
     warn_of_unused_gpu,
 )
-from model import ARCHS, add_network_options, build, takes, title_of, try_out
+from model import (
+    ARCHS,
+    add_network_options,
+    build,
+    find_head,
+    head_alone,
+    takes,
+    title_of,
+    try_out,
+)
 from optim import DEFAULTS, SCHEDULES, in_words
 from plots import plot_curves, plot_range_test, show
 from receptive_field import trace
@@ -327,6 +336,8 @@ def complete(args):
         args.norm = "batch"  # a class may have another default
     if args.step_epochs is None:
         args.step_epochs = max(1, args.epochs // 3)
+    if args.find_lr and args.lr == 0:
+        raise UserError("--find-lr multiplies the rates: give an --lr over 0")
     if args.schedule == "plateau" and args.gamma == 1:
         raise UserError("--schedule plateau lowers the rates: give a --gamma under 1")
 
@@ -361,6 +372,12 @@ def main(argv=None):
                 f"({str(error).splitlines()[0]})"
             )
         raise
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):  # of batch norm in training
+            raise UserError(
+                "batch norm needs more than one number: a larger --batch-size"
+            )
+        raise
     leave()
     return status
 
@@ -376,13 +393,14 @@ def train(args, resumed, images, files, device, world=ALONE):
     set_seed(args)
     data, loader, on_device = make_loader(images, args, device, world)
     net, head = make_network(args, resumed, images, device, world)
-    teachers = load_teachers(args.teacher, images.classes, device)
+    teachers = load_teachers(args.teacher, images, device)
     if small_epochs(args) and not all(takes(one, SMALL) for one in (net, *teachers)):
         taken = "note      the network, or a teacher, takes no images of"
         print(f"{taken} {SMALL}x{SMALL} pixels: --small is 0")
         args.small = 0.0
     steps = args.epochs * len(loader)
     training = Training(net, head, args, steps, dtype, world, teachers)
+    scores, _ = try_out(net)
     nodes = trace(net)
     rules = checklist(net, nodes)
 
@@ -398,7 +416,7 @@ def train(args, resumed, images, files, device, world=ALONE):
     saved = saved_by_mirroring(net)
     shown = f"{title} ({saved:,} parameters fewer)" if saved else title
     print_header(args, shown, rules, run["made_with"], in_words(training.optimizers))
-    print_note_on_scores(nodes)
+    print_note_on_scores(scores, nodes)
     warn_of_unused_gpu(device)
     warn_of_unsafe_layers(net, device, dtype)
     if args.find_lr:
@@ -423,7 +441,8 @@ def train(args, resumed, images, files, device, world=ALONE):
     if history.rows and files.are_written:
         report(history, files, title, args)
         if args.val_size and status == 0:
-            evaluate_best(images, files, training, is_first=resumed is None)
+            is_first = not (resumed or args.init or args.teacher)
+            evaluate_best(images, files, training, is_first)
     return status
 
 
@@ -453,12 +472,12 @@ def load_images(args, world):
             f"note      an epoch has {steps} steps: with so few images a smaller batch, such "
             f"as -b {SMALL_BATCH}, learns more in as many epochs"
         )
+    digests = [digest(*splits[name]) for name in ("train", "test")]
     if args.dry_run:
         for name, (images, labels) in splits.items():
             splits[name] = (images[: args.batch_size], labels[: args.batch_size])
     mean, std = mean_and_std(splits["train"][0])
     chooser = "val" if args.val_size else "test"
-    digests = [digest(*splits[name]) for name in ("train", "test")]
     return Images(splits, classes, mean, std, chooser, *digests)
 
 
@@ -499,7 +518,9 @@ def make_network(args, resumed, images, device, world):
     if resumed:
         net = restore(resumed)
     elif args.init:
-        net = start_from(load_checkpoint(args.init), images.classes, args.init)
+        checkpoint = load_checkpoint(args.init)
+        note_on_source(checkpoint, args.init, images)
+        net = start_from(checkpoint, images.classes, args.init)
     else:
         net = build(
             arch=args.arch,
@@ -514,10 +535,9 @@ def make_network(args, resumed, images, device, world):
         )
     if not resumed:
         check_restorable(net)
-    _, head = try_out(net)
+    head, _ = find_head(net)
     if args.freeze:
-        if head is None:
-            raise UserError("--freeze: no layer of this network gives the scores")
+        head = head_alone(net, "--freeze")
         net.requires_grad_(False)
         head.requires_grad_(True)
     if not any(weight.requires_grad for weight in net.parameters()):
@@ -529,15 +549,30 @@ def make_network(args, resumed, images, device, world):
     return place(net, device), head
 
 
-def load_teachers(paths, classes, device):
+def note_on_source(checkpoint, path, images):
+    """Print a note where another training may have seen what chooses the epoch here.
+
+    It is one of the same classes, so of the same kind of images.
+    """
+    key = "sha256" if images.chooser == "val" else "test_sha256"
+    is_same = checkpoint["made_with"].get(key) == getattr(images, key)
+    if checkpoint["classes"] == list(images.classes) and not is_same:
+        print(
+            f"note      {path} comes of other images, which may hold some of the "
+            f"{images.chooser} images here: the accuracy is then too high"
+        )
+
+
+def load_teachers(paths, images, device):
     """The networks to learn from: of checkpoints of the same classes, or of none."""
     teachers = []
     for path in paths or []:
         checkpoint = load_checkpoint(path, named_by="--teacher")
-        if checkpoint["classes"] != list(classes):
+        if checkpoint["classes"] != list(images.classes):
             raise UserError(
                 f"--teacher: the classes of {path} are not those of the images"
             )
+        note_on_source(checkpoint, path, images)
         teachers.append(place(restore(checkpoint, path), device).eval())
     return teachers
 

@@ -664,7 +664,32 @@ def test_a_folder_without_a_test_part_holds_out_the_same_images(image_folder, ca
     assert "not those of the training" not in output
     (whole / "dog" / "000.png").rename(whole / "chat gâté" / "more.png")
     _, output, _ = call(evaluate.main)
-    assert "the test images are not those of the training" in output
+    assert "the test images are not those of the training: a fifth of" in output
+
+
+def test_pictures_that_are_added_leave_most_where_they_are(tmp_path, capsys):
+    """Else a network is evaluated on those it was trained on."""
+
+    def held_out(count, classes):
+        for name, size in classes.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            for number in range(size * count // 100):
+                path = tmp_path / name / f"{number:03}.png"
+                Image.new("L", (8, 8), number).save(path)
+        kept = {*dataset.list_part(tmp_path, "train").paths}
+        return kept, {*dataset.list_part(tmp_path, "test").paths}
+
+    classes = {"a": 100, "b": 2, "c": 100, "d": 4}
+    kept, tested = held_out(100, classes)
+    assert (len(kept), len(tested)) == (206 - 42, 42)
+    load("folder", tmp_path, train=False)
+    assert "of 4 classes (a 20, b 1, c 20, d 1)" in capsys.readouterr().out
+    _, tested_later = held_out(110, classes)
+    assert len(tested_later) == 46
+    assert len(kept & tested_later) <= 4
+    (tmp_path / "b" / "001.png").unlink()
+    with pytest.raises(UserError, match="too small .*: b has a single image"):
+        dataset.list_part(tmp_path, "train")
 
 
 def test_errors_say_which_folder_is_meant(image_folder, fails, monkeypatch):
@@ -823,6 +848,12 @@ def test_test_images_that_are_training_images_are_counted(image_folder, call):
         test.write_bytes((image_folder / "train" / "dog" / name).read_bytes())
     _, output, _ = call(train.main, *options, "--arch", "small", "--dry-run")
     assert "note      3 of the 32 test images are training images too" in output
+    first = image_folder / "train" / "dog" / "000.png"
+    for path in (image_folder / "train").glob("*/*"):
+        path.write_bytes(first.read_bytes())
+    held_out = ("--arch", "small", "--dry-run", "--val-size", 20)
+    _, output, _ = call(train.main, *options, *held_out)
+    assert "note      20 of the 20 val images are training images too" in output
 
 
 def test_a_constant_channel_trains(image_folder, call):

@@ -396,6 +396,29 @@ def test_mistakes_and_layer_of_choice(trained, call, fails, monkeypatch):
     )
 
 
+class Attentive(nn.Module):
+    """Two of its layers give no maps (N, C, H, W): one several tensors, one its own order."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 4, 4)
+        self.norm = nn.LayerNorm(8)
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x).permute(0, 2, 3, 1)).flatten(1, 2)
+        return self.head(self.mix(x, x, x)[0].mean(1))
+
+
+def test_a_layer_without_maps_has_no_grad_cam():
+    net, images = Attentive(10), torch.randint(0, 256, (2, 32, 32, 3)).to(torch.uint8)
+    targets = torch.tensor([0, 1])
+    assert grad_cam(net, images, targets, net.conv).any()
+    for layer in (net.norm, net.mix):
+        assert not grad_cam(net, images, targets, layer).any()
+
+
 def test_export_names_the_packages_that_lack(trained, fails, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]

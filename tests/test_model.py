@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -33,14 +34,19 @@ from model import (
     ARCHS,
     DOWNSAMPLE,
     KERNELS,
+    Arch,
     Net,
     TableNet,
     build,
+    find_head,
+    head_alone,
+    random_images,
     table,
     title_of,
     try_out,
 )
 from receptive_field import computed_macs, trace
+from rules import count_parameters
 from utils import UserError
 
 
@@ -472,6 +478,8 @@ def test_residual_rows(monkeypatch):
         ({"c1.conv": {"kind": "dense"}}, "c1.conv is of unknown kind 'dense'"),
         ({"c1.down": {"dilation": 0}}, "c1.down: kernel, stride, dilation"),
         ({"c1.down": {"padding": -1}}, "c1.down: padding must be 0 or more"),
+        ({"c2.conv": {"padding": 0}}, "so its padding must be 1"),
+        ({"c2.conv": {"kernel": 4}}, "so its kernel must be odd"),
         ({"c3.conv": {"name": "c2.conv"}}, "same name"),
         ({"c2.conv": {"padding": 0}}, "c2.conv: a residual row"),
         ({"c3.conv": {"kernel": 99}}, "c3.conv: a kernel that reaches over 99"),
@@ -614,6 +622,66 @@ def test_the_layer_that_gives_the_scores_is_found_by_what_it_is():
         assert head is net.body.get_submodule(path)
         assert scores.shape == (2, 10)
         assert net.training
+
+
+class Cosine(nn.Module):
+    """Its scores come of no convolution or linear layer."""
+
+    def __init__(self, classes, second=False):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 8, 8)
+        self.classes = nn.Parameter(torch.randn(classes, 8))
+        self.fc = nn.Linear(8, classes) if second else None
+
+    def forward(self, x):
+        x = F.relu(self.conv(x)).mean((2, 3))
+        scores = F.linear(F.normalize(x), F.normalize(self.classes))
+        return scores if self.fc is None else scores + self.fc(x)
+
+
+class OfTen(nn.Module):
+    """For ten classes, whatever is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+def test_the_head_is_of_the_classes(monkeypatch):
+    """And of them alone, where others are to be kept or frozen."""
+    kinds = {"cosine": Cosine, "two": partial(Cosine, second=True), "ten": OfTen}
+    found = {}
+    for arch, kind in kinds.items():
+        monkeypatch.setitem(ARCHS, arch, kind)
+        net = build(arch, "dilated", None, None)
+        head, others = find_head(net)
+        found[arch] = head and net.body.fc is head, others
+        if others:
+            with pytest.raises(UserError, match="body.classes is of|no layer of"):
+                head_alone(net, "--freeze")
+    others = ["body.classes"]
+    assert found == {"cosine": (None, others), "two": (True, others), "ten": (True, [])}
+    net = build("small", "dilated", "batch", None)
+    assert head_alone(net, "--freeze") is net.body.o.conv.conv
+
+
+def test_the_scores_may_be_made_before_the_pooling(monkeypatch, call):
+    """As in "Network in Network": a layer behind it is optional in the assignment."""
+    conv, gap = SMALL[-1], SMALL[-2]
+    monkeypatch.setitem(ARCHS, "nin", Arch([*SMALL[:-2], conv, gap], "mirrored"))
+    net = build("nin", "dilated", "batch", None)
+    assert [*map(type, net.body.o.conv)] == [Conv]
+    before = build("small", "dilated", "batch", None)
+    assert count_parameters(net) == count_parameters(before)
+    net.load_state_dict(before.state_dict())  # the mean of all is that of their scores
+    images = random_images(4)
+    assert torch.allclose(net.eval()(images), before.eval()(images), atol=1e-5)
+    status, output, _ = call(model.main, "--arch", "nin")
+    assert status == 0
+    assert "o.gap, and no layer behind it (that is optional)" in output
 
 
 def test_a_class_may_call_view():

@@ -453,6 +453,44 @@ def test_multiply_adds_of_attention_are_counted(call, monkeypatch, is_module):
     assert f"{hidden:,} more are computed in what is not listed" in output
 
 
+def test_work_and_weights_that_are_not_counted_are_said(call, monkeypatch):
+    class Listed(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.layers = [nn.Conv2d(3, 8, 8, 8)]
+            self.rows = nn.LSTM(8, 8, batch_first=True)
+            self.head = nn.Linear(8, classes)
+
+        def forward(self, x):
+            x = self.layers[0](x).flatten(2).transpose(1, 2)
+            return self.head(self.rows(x)[0].mean(1))
+
+    monkeypatch.setitem(ARCHS, "listed", Listed)
+    _, output, _ = call(model.main, "--arch", "listed")
+    assert "those of lstm are not counted" in output
+    (line,) = [line for line in output.splitlines() if "under 200,000" in line]
+    assert line.startswith("  ?   ")
+    assert line.endswith("a plain list: put them into nn.ModuleList")
+
+
+@pytest.mark.parametrize(
+    "shape", [nn.Identity(), nn.Flatten(), nn.Unflatten(1, (2, 5))]
+)
+def test_probabilities_are_noted_by_their_values(call, monkeypatch, shape):
+    """Whatever is done to their shape; and not those of which the loss needs the logarithm."""
+
+    def arch(last):
+        def make(classes):
+            return nn.Sequential(nn.Conv2d(3, classes, 32), nn.Flatten(), last, shape)
+
+        return make
+
+    for name, last in (("of", nn.Softmax(1)), ("log", nn.LogSoftmax(1))):
+        monkeypatch.setitem(ARCHS, name, arch(last))
+        _, output, _ = call(model.main, "--arch", name)
+        assert ("it ends in softmax" in output) == (name == "of")
+
+
 def test_parameters_of_a_block_are_listed_once():
     """Though the block pools by itself, after its convolution."""
 

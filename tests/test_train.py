@@ -260,6 +260,7 @@ def test_compiled_weights_keep_their_names(call, arch):
         (["--dropout", "1"], "below 1"),
         (["-j", "-1"], "0 or more"),
         (["--seeds", "2", "--find-lr"], "leave out --seeds"),
+        (["--find-lr", "--lr", "0"], "give an --lr over 0"),
         (["--sync-bn"], "several processes on CUDA"),
         (["--val-size", "1437"], "--val-size"),
         (["--dataset", "imagenet"], "cifar10"),
@@ -515,6 +516,22 @@ def test_a_teacher_has_the_classes_of_the_images(
 
 
 @pytest.mark.parametrize("option", ["--init", "--teacher"])
+def test_images_that_a_source_may_have_seen_are_noted(trained, call, option):
+    """They cannot choose an epoch; and the test images were looked at before."""
+    whole = trained[0] / "best.pt"
+    options = [*DIGITS, "--epochs", 1, "--val-size", 300]
+    plain = option == "--teacher" and not call(train.main, *options)[0]
+    if not plain:
+        options = ["--dataset", "digits", "-j", 0, *options[-4:]]
+    _, output, _ = call(train.main, *options, option, whole, "--name", "next")
+    assert "which may hold some of the val images here" in output
+    assert "test accuracy of the best epoch: " in output
+    source = "results/next/best.pt"
+    _, output, _ = call(train.main, *options, option, source, "--name", "third")
+    assert "which may hold" not in output
+
+
+@pytest.mark.parametrize("option", ["--init", "--teacher"])
 @pytest.mark.parametrize("name", ["best.pt", "last.pt"])
 def test_what_a_training_learns_from_is_not_overwritten(trained, fails, option, name):
     for file in ("best.pt", "last.pt"):
@@ -544,7 +561,7 @@ def test_start_on_other_classes_with_two_layers_of_them(
     assert call(train.main, *data, "--arch", "two heads", "--name", "ten")[0] == 0
     data = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
     errors = fails(train.main, *data, "--init", "results/ten/best.pt")
-    assert "has 10 classes as well, not 2" in errors
+    assert "body.norm.weight is of the 2 classes too" in errors
 
 
 def test_checkpoint_of_before_there_were_mirrored_kernels(call):
