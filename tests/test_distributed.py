@@ -240,15 +240,21 @@ def test_seeds_one_after_another(call, tmp_path, monkeypatch):
     assert len(read) == 1  # the images, once for both
 
 
-@pytest.mark.parametrize("l1", [[], ["--l1", "1e-5"]])
-def test_two_processes_train_a_class_of_ones_own(tmp_path, l1):
+def test_two_processes_train_a_class_of_ones_own(tmp_path):
     """As one process does, whose weights are those up to rounding."""
     for name, count in (("one", 1), ("two", 2)):
         launch = ("--standalone", f"--nproc-per-node={count}")
-        process = torchrun(tmp_path / name, *launch, arguments=[*GROUPED, *l1])
+        process = torchrun(tmp_path / name, *launch, arguments=GROUPED)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+def test_l1_of_a_layer_that_is_not_used(tmp_path):
+    """DistributedDataParallel, if told of such layers, expects no gradient of theirs."""
+    process = two(tmp_path, arguments=[*GROUPED, "--l1", "1e-5", "--epochs", "1"])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
 
 
 def test_errors_are_said_once(tmp_path):
