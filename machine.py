@@ -77,7 +77,7 @@ def pick_device(name):
 def cuda_fault():
     """What fails on this process's CUDA device, in a line; None where it computes.
 
-    PyTorch finds devices that it has no kernels for, such as a P100 of today's.
+    PyTorch also finds devices that it was built without kernels for, such as a P100.
     """
     count = max(1, torch.cuda.device_count())
     number = int(os.environ.get("LOCAL_RANK", "0")) % count
