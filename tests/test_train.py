@@ -515,6 +515,13 @@ def test_a_teacher_has_the_classes_of_the_images(
     assert targets == "label smoothing 0.1, soft labels"
 
 
+def test_batch_norm_of_a_single_number_ends_in_a_line(fails, monkeypatch):
+    """Known only by the batch size: a network is tried with several images."""
+    monkeypatch.setitem(ARCHS, "two heads", TwoHeads)
+    options = ["--dataset", "digits", "-j", 0, "--arch", "two heads", "-b", 1]
+    assert "a larger --batch-size" in fails(train.main, *options, "--dry-run")
+
+
 @pytest.mark.parametrize("option", ["--init", "--teacher"])
 def test_images_that_a_source_may_have_seen_are_noted(trained, call, option):
     """They cannot choose an epoch; and the test images were looked at before."""
