@@ -335,8 +335,8 @@ class Listing(NamedTuple):
 def load_folder(data_dir, train):
     """Images in <data_dir>/train/<class>/ and <data_dir>/test/<class>/.
 
-    Where there are folders of classes alone, a fifth of each class is the test part, always
-    the same.
+    Where there are folders of classes alone, a fifth of each class is the test part, which
+    `hold_out_files` chooses.
     """
     return read_listing(list_part(data_dir, "train" if train else "test"))
 

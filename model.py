@@ -518,15 +518,15 @@ def find_head(net):
             wider = Net(**config).state_dict()
     except Exception:  # noqa: BLE001 - of any type: a class may be for some classes alone
         return head, []
-    own = {id(weight) for weight in head.parameters()}
-    is_of_classes, others = False, []
+    of_classes = []
     for name, weight in net.state_dict(keep_vars=True).items():
         if name in wider and wider[name].shape != weight.shape:
-            if id(weight) in own:
-                is_of_classes = True
-            else:
-                others.append(name)
-    return (head if is_of_classes or not others else None), others
+            of_classes.append((name, id(weight)))
+    own = {id(weight) for weight in head.parameters()}
+    others = [name for name, weight in of_classes if weight not in own]
+    if others and len(others) == len(of_classes):
+        head = None
+    return head, others
 
 
 def head_alone(net, option):
