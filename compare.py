@@ -20,7 +20,7 @@ from model import Net
 from plots import save_figure, what_matters
 from receptive_field import computed_macs, trace
 from rules import GOAL, RECEPTIVE_FIELD, checklist, count_parameters
-from utils import Parser, UserError, check_writable, run
+from utils import Parser, UserError, check_writable, matching, run
 
 # Options that say something with these schedules alone.
 OF_SCHEDULES = {
@@ -214,8 +214,9 @@ def main(argv=None):
     add("--out", type=Path, default="results/compare.png", help="the picture")
     args = parser.parse_args(argv)
     check_writable(args.out)
+    given = [path for folder in args.folders for path in matching(folder)]
     # results/* holds pictures, tables and other folders as well.
-    folders = [folder for folder in args.folders if (folder / "run.json").exists()]
+    folders = [folder for folder in given if (folder / "run.json").exists()]
     if not folders:
         raise UserError(
             f"no training in {', '.join(map(str, args.folders))}: train.py --name NAME "
@@ -228,7 +229,7 @@ def main(argv=None):
         print()
         print_spread(runs)
     plot(runs, args.out)
-    others = [str(p) for p in args.folders if p not in folders and not p.is_file()]
+    others = [str(p) for p in given if p not in folders and not p.is_file()]
     if others:
         print(f"\nLeft out, no training there: {', '.join(others)}")
     print(f"\nPicture: {args.out}")

@@ -10,7 +10,6 @@ leaves pictures in results/, of given images in images.png.
 """
 
 import contextlib
-import glob
 import io
 import json
 import warnings
@@ -53,6 +52,7 @@ from utils import (
     Parser,
     UserError,
     check_writable,
+    matching,
     number,
     printable,
     progress,
@@ -102,8 +102,7 @@ def measure(scores, labels):
 def find_images(paths):
     """The image files of the paths, a folder standing for those in it.
 
-    Returns them, and a Counter of the files left out, by the reason. A pattern such as
-    *.jpg is what a shell without patterns leaves as it is.
+    Returns them, and a Counter of the files left out, by the reason.
     """
     files, skipped = [], Counter()
     for path in map(Path, paths):
@@ -112,9 +111,9 @@ def find_images(paths):
                 inside = sorted(path.iterdir())
             except OSError as error:
                 raise UserError(f"cannot read {path}: {error.strerror}")
-        elif glob.has_magic(str(path)) and not path.exists():
-            inside = [Path(name) for name in sorted(glob.glob(str(path)))]
         else:
+            inside = matching(path)
+        if inside == [path]:  # it is no pattern
             files.append(path)
             continue
         for file in inside:
@@ -374,6 +373,12 @@ def main(argv=None):
     names = ["confusion_matrix.png", "misclassified.png", "gradcam.png"]
     if args.images:
         names = ["images.png"]
+        for name in ("dataset", "data_dir", "layer", "mistakes"):
+            if getattr(args, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise UserError(
+                    f"{option} is of the test images: leave it out at --images"
+                )
     pictures = [Path(args.out) / name for name in names]
     check_writable(*pictures, *filter(None, (args.json, args.predictions, args.export)))
     device = pick_device(args.device)

@@ -66,11 +66,27 @@ class Conv(nn.Conv2d):
         return with_mirror_images(self.weight) if self.is_mirrored else self.weight
 
     def convolve(self, x, stride, padding, dilation):
-        return F.conv2d(x, self.kernels(), None, stride, padding, dilation, self.groups)
+        kernels = self.kernels()
+        window = (stride, padding, dilation, self.groups)
+        if not self.needs_float32(x, padding, dilation):
+            return F.conv2d(x, kernels, None, *window)
+        with torch.autocast("cpu", enabled=False):
+            return F.conv2d(x.to(kernels.dtype), kernels, None, *window)
+
+    def needs_float32(self, x, padding, dilation):
+        """Whether the gradient of the weights may be wrong in bfloat16 on this device.
+
+        On CPUs with instructions for it, oneDNN's is, up to infinite, where dilated kernels
+        read a number of channels that is no multiple of 16, on wide maps in channels last
+        (seen in torch 2.14.1).
+        """
+        width = x.shape[-1] + 2 * padding
+        is_odd = self.in_channels // self.groups % 16 > 0
+        return x.device.type == "cpu" and dilation > 1 and is_odd and width > 28
 
     def as_written(self, x):
         """The same convolution in one piece."""
-        return self.convolve(x, self.stride, self.padding, self.dilation)
+        return self.convolve(x, self.stride[0], self.padding[0], self.dilation[0])
 
     def forward(self, x):
         stride, padding = self.stride[0], self.padding[0]
@@ -83,11 +99,7 @@ class Conv(nn.Conv2d):
 
 
 class Depthwise(Conv):
-    """A depthwise convolution, right in bfloat16 on CPUs and faster at stride 2.
-
-    It leaves out what it does not read of its input. Where dilation remains, CPUs work in
-    float32.
-    """
+    """A depthwise convolution, faster at stride 2: it leaves out what it does not read."""
 
     def __init__(self, channels, kernel, stride, padding, dilation):
         window = (kernel, stride, padding, dilation)
@@ -101,13 +113,7 @@ class Depthwise(Conv):
         if every > 1:
             x = every_nth(x, every)
             window = window_on_what_is_read(*window)
-        dilation = window[-1]
-        if dilation == 1 or x.device.type != "cpu":
-            return self.convolve(x, *window)
-        # In bfloat16 its weights' gradients are wrong on CPUs that have such instructions,
-        # up to infinite, where the map stays over 28 pixels wide (seen in torch 2.14.1).
-        with torch.autocast("cpu", enabled=False):
-            return self.convolve(x.to(self.weight.dtype), *window)
+        return self.convolve(x, *window)
 
 
 def reads_one_in(kernel, stride, padding, dilation):

@@ -243,7 +243,7 @@ class Crowding:
 def warn_of_unsafe_layers(net, device, dtype):
     """Warn of convolutions that PyTorch trains wrongly on this CPU; those of layers.py are right.
 
-    See `Depthwise` and `Conv` there.
+    See `Conv` there.
     """
     if device.type != "cpu":
         return
@@ -251,15 +251,17 @@ def warn_of_unsafe_layers(net, device, dtype):
         if not isinstance(module, nn.Conv2d) or isinstance(module, Conv):
             continue
         name = name.removeprefix("body.")
-        is_dilated = module.groups > 1 and max(module.dilation) > 1
-        is_strided = module.kernel_size == (1, 1) and max(module.stride) > 1
         channels = module.in_channels // module.groups  # that each kernel reads
-        if dtype == torch.bfloat16 and is_dilated:
+        is_strided, is_dilated = max(module.stride) > 1, max(module.dilation) > 1
+        is_1x1 = module.kernel_size == (1, 1)
+        is_odd = channels % 16 > 0
+        if dtype == torch.bfloat16 and is_dilated and is_odd and not is_strided:
             print(
-                f"warning   {name}: gradients of dilated depthwise kernels in bfloat16 are "
-                "wrong on some CPUs: take Depthwise of layers.py, or --amp off"
+                f"warning   {name}: the gradient of dilated kernels in bfloat16 is wrong on "
+                f"some CPUs where they read {channels} channels, no multiple of 16: take Conv "
+                "or Depthwise of layers.py, or --amp off"
             )
-        if dtype == torch.float32 and is_strided and channels < 16:
+        if dtype == torch.float32 and is_1x1 and is_strided and channels < 16:
             print(
                 f"warning   {name}: a strided 1x1 convolution of fewer than 16 channels may "
                 "end the training on CPUs: take Conv of layers.py"

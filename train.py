@@ -152,7 +152,7 @@ def add_recipe_options(add):
         help=f"peak learning rate; with muon, that of SGD for the rest (default: {rates})")
     add("--weight-decay", type=RATE,
         help="weight decay (L2) of all but norms and biases; with muon, of those that SGD "
-        f"trains: without any L2 --muon-decay is 0 too (default: {decays})")
+        f"trains: for no L2 at all give --muon-decay 0 too (default: {decays})")
     add("--muon-lr", type=RATE, default=0.039, help="peak learning rate of Muon")
     add("--muon-decay", type=RATE, default=0.06, help="weight decay of Muon")
     add("--schedule", choices=SCHEDULES, default="onecycle",

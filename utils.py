@@ -229,6 +229,13 @@ def check_writable(*paths):
             raise UserError(f"cannot write {path}: {error.strerror}")
 
 
+def matching(path):
+    """The paths of a pattern such as *.jpg, which Windows leaves as it is; else the path."""
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    return [Path(name) for name in sorted(glob.glob(str(path)))]
+
+
 def times(sizes):
     """Such as 3x3."""
     return "x".join(map(str, sizes))

@@ -184,6 +184,9 @@ def test_own_images(trained, call, fails, tmp_path):
             name = max(result["classes"], key=result["classes"].get)
             assert f"{name} {shares[0]:.1%}" in output
     assert np.asarray(Image.open("out/images.png")).std() > 0
+    for option, value in (("--layer", "c1"), ("--mistakes", 5), ("--data-dir", "own")):
+        errors = fails(evaluate.main, *options, "--images", "own", option, value)
+        assert f"{option} is of the test images" in errors
     shutil.rmtree(folder)
     folder.mkdir()
     assert "no images in" in fails(evaluate.main, *options, "--images", "own")
@@ -258,6 +261,8 @@ def test_compare(trained, call, fails, tmp_path):
     best = load_checkpoint("results/a/best.pt")["accuracy"]
     assert f"{best:.2%}" in rows[0]
     assert np.asarray(Image.open("results/compare.png")).std() > 0
+    _, output, _ = call(compare.main, "results/*")  # as Windows leaves it
+    assert [row.split()[0] for row in output.splitlines()[1:3]] == ["a", "b"]
     (tmp_path / "results" / "empty").mkdir()
     assert "no training in" in fails(compare.main, "results/empty", "nowhere")
     _, output, _ = call(

@@ -347,7 +347,7 @@ def test_windows_has_no_load_and_no_note(monkeypatch):
     ("device", "dtype", "warned"),
     [
         (CPU, torch.float32, ["narrow"]),
-        (CPU, torch.bfloat16, ["dilated"]),
+        (CPU, torch.bfloat16, ["depthwise", "odd"]),
         (CUDA, torch.float32, []),
     ],
 )
@@ -356,7 +356,10 @@ def test_layers_that_are_unsafe_on_cpus_are_named(capsys, device, dtype, warned)
     net["narrow"] = torch.nn.Conv2d(8, 16, 1, 2)
     net["wide"] = torch.nn.Conv2d(16, 16, 1, 2)
     net["whole"] = torch.nn.Conv2d(8, 16, 1)
-    net["dilated"] = torch.nn.Conv2d(8, 8, 3, dilation=2, groups=8)
+    net["depthwise"] = torch.nn.Conv2d(16, 16, 3, dilation=2, groups=16)
+    net["odd"] = torch.nn.Conv2d(24, 16, 3, dilation=2)
+    net["even"] = torch.nn.Conv2d(32, 24, 3, dilation=2)
+    net["strided"] = torch.nn.Conv2d(24, 16, 3, 2, dilation=2)
     net["ours"] = Conv(8, 16, 1, 2, 0, 1)
     machine.warn_of_unsafe_layers(net, device, dtype)
     lines = capsys.readouterr().out.splitlines()

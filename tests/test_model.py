@@ -149,10 +149,15 @@ def test_no_strided_1x1_convolution_runs(depthwise, padding, stride):
 
 @pytest.mark.parametrize("dilation", [1, 2, 8])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_gradients_in_bfloat16(dilation, stride):
+@pytest.mark.parametrize("channels", [24, 32, 88, "depthwise"])
+def test_gradients_in_bfloat16(channels, dilation, stride):
     """Of wide maps, which a library's kernel for dilation gets wrong on some CPUs."""
-    conv = Depthwise(32, 3, stride, dilation, dilation)
-    x = torch.randn(16, 32, 64, 64).to(memory_format=torch.channels_last)
+    window = (3, stride, dilation, dilation)
+    if channels == "depthwise":
+        channels, conv = 32, Depthwise(32, *window)
+    else:
+        conv = Conv(channels, 24, *window)
+    x = torch.randn(4, channels, 64, 64).to(memory_format=torch.channels_last)
     gradients = []
     for is_enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
