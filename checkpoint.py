@@ -67,7 +67,7 @@ LEFT_IN_OUT = (
     "misclassified.png", "gradcam.png",
 )  # fmt: skip
 # What the `Net.config` of older versions lacks, and what it was then.
-OLDER = {"kernels": "free", "activation": "relu", "side": 32}
+OLDER_CONFIG = {"kernels": "free", "activation": "relu", "side": 32}
 OLDER_OPTIONS = {"peak": 0.3, "small": 0.0}  # and their options
 
 
@@ -112,7 +112,7 @@ def load_checkpoint(path, named_by="--ckpt"):
     for name, weight in checkpoint["weights"].items():
         if not isinstance(weight, torch.Tensor) or not weight.isfinite().all():
             raise UserError(f"{path} is damaged: {name} is not finite")
-    checkpoint["net"] = OLDER | checkpoint["net"]
+    checkpoint["net"] = OLDER_CONFIG | checkpoint["net"]
     return checkpoint
 
 
@@ -334,8 +334,7 @@ class Files:
             self.check_spared(args.init, *(args.teacher or []))
             if resumed:
                 self.check_own(args, resumed["args"])
-            utils.check_writable(self.best, self.last, self.history, self.run)
-            utils.check_writable(self.curves, self.augmented)
+            utils.check_writable(self.best, *others)
 
     def check_spared(self, *sources):
         """Raise UserError where a checkpoint that is learned from would be overwritten."""
@@ -494,7 +493,11 @@ def left_behind(files, run, is_continued):
         given.pop(name, None)
         kept.pop(name, None)
     differing = differences(given, kept)
-    if run["net"] != checkpoint["net"]:
+    if run["made_with"]["sha256"] != checkpoint["made_with"].get("sha256"):
+        differing.append(
+            "its images are others"
+        )  # and so the network's mean and deviation
+    elif run["net"] != checkpoint["net"]:
         differing.append("its network was edited")
     started_from = run["made_with"].get("init_sha256")
     # Older versions did not keep it.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from checkpoint import OLDER, OLDER_OPTIONS
+from checkpoint import OLDER_CONFIG, OLDER_OPTIONS
 from model import Net
 from plots import save_figure, what_matters
 from receptive_field import computed_macs, trace
@@ -89,7 +89,7 @@ def read_run(folder):
 
 def unsaid(training):
     """Of a run.json what no option says, as short digests: its network and its images."""
-    network = json.dumps(OLDER | training["net"], sort_keys=True)
+    network = json.dumps(OLDER_CONFIG | training["net"], sort_keys=True)
     found = {"network": hashlib.sha256(network.encode()).hexdigest()[:8]}
     for name, key in (("images", "sha256"), ("test images", "test_sha256")):
         found[name] = training["made_with"].get(key, "?")[:8]
@@ -99,7 +99,7 @@ def unsaid(training):
 def describe_network(config):
     """Parameters, receptive field and multiply-adds; "?" where they are not known."""
     try:
-        net = Net(**OLDER | config)
+        net = Net(**OLDER_CONFIG | config)
     except Exception:  # noqa: BLE001 - a class of one's own may have gone or changed
         return {"parameters": "?", "receptive field": "?", "mult-adds": "?"}
     nodes = trace(net)
@@ -143,9 +143,7 @@ def print_table(runs, differ):
     for training in runs:
         options = [f"{name} {training.options.get(name)}" for name in differ]
         table.append([training.name, *training.row.values(), ", ".join(options)])
-    widths = []
-    for column in zip(*table):
-        widths.append(max(len(cell) for cell in column))
+    widths = [max(map(len, column)) for column in zip(*table)]
     for cells in table:
         padded = [f"{cells[0]:{widths[0]}}"]
         for cell, width in zip(cells[1:-1], widths[1:-1]):

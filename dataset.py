@@ -529,6 +529,11 @@ def check_classes(classes, test_classes):
     """Raise UserError where the two parts have different classes."""
     if differing := sorted(set(classes) ^ set(test_classes)):
         raise UserError(f"classes not in both train and test: {', '.join(differing)}")
+    if list(classes) != list(test_classes):
+        raise UserError(
+            f"the classes of train and test are in another order: {', '.join(classes)}; "
+            f"{', '.join(test_classes)}"
+        )
 
 
 def list_part(data_dir, part):
@@ -777,10 +782,7 @@ def load_digits(data_dir, train):
     from sklearn import datasets  # here, as it takes a second
 
     digits = datasets.load_digits()
-    grown = []
-    for image in digits.images:  # floats from 0 to 16
-        grown.append(cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC))
-    grey = np.stack(grown) * (255 / 16)
+    grey = in_size(digits.images) * (255 / 16)  # of floats from 0 to 16
     grey = np.clip(grey, 0, 255).round().astype(np.uint8)  # cubic curves overshoot
     labels = digits.target
     rest, held_out = hold_out(labels, 360)
@@ -1002,6 +1004,10 @@ def check_loaded(images, labels, classes):
             f"its labels are {labels.dtype} from {labels.min()} to {labels.max()}, and not "
             f"whole numbers from 0 to {len(classes) - 1}, for {len(classes)} classes"
         )
+    if len(classes) < 2:
+        raise ValueError(
+            f"it has {len(classes)} classes: two at least are to be told apart"
+        )
     if not all(is_text(name) for name in classes):
         raise ValueError("the names of its classes are not all texts that print")
     if len(set(classes)) < len(classes):
@@ -1048,7 +1054,7 @@ def hold_out(labels, size):
 
 def check_batch(batch_size, count):
     """Raise UserError where there are fewer training images than in a batch."""
-    if 0 < count < batch_size:
+    if count < batch_size:
         raise UserError(
             f"--batch-size {batch_size}: there are {count} images; take a smaller one"
         )
@@ -1065,8 +1071,9 @@ def note_oddities(splits):
             print(f"note      {name} is {values[0]} in all of the training images")
     seen = {image.tobytes() for image in splits["train"][0].numpy()}
     for name, (images, _) in splits.items():
-        count = sum(image.tobytes() in seen for image in images.numpy())
-        if name != "train" and count:
+        if name == "train":
+            continue
+        if count := sum(image.tobytes() in seen for image in images.numpy()):
             print(
                 f"note      {count:,} of the {len(images):,} {name} images are training "
                 "images too: their accuracy says nothing of new ones"
@@ -1092,7 +1099,9 @@ def mean_and_std(images):
 
 def digest(images, labels):
     """SHA-256 of the pixels and labels, to tell data sets apart."""
-    return sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    found = sha256(np.ascontiguousarray(images))
+    found.update(np.ascontiguousarray(labels))
+    return found.hexdigest()
 
 
 class AugmentedImages(Dataset):
@@ -1116,8 +1125,7 @@ class AugmentedImages(Dataset):
         self.python = random.Random()  # albumentations draws from both
         transform.set_random_state(self.generator, self.python)
         self.is_known = is_known(transform)
-        if len(images):
-            check_augmentation(transform, images[0].numpy())
+        check_augmentation(transform, images[0].numpy())
 
     def __len__(self):
         return len(self.images)
@@ -1180,6 +1188,7 @@ class OnDevice:
         self.loader, self.transform, self.device = loader, data.transform, device
         self.images = data.images.permute(0, 3, 1, 2).contiguous().to(device)
         self.sampler, self.pin_memory = loader.sampler, loader.pin_memory
+        self.num_workers = loader.num_workers
 
     def __len__(self):
         return len(self.loader)

@@ -45,7 +45,13 @@ from machine import (
     place,
 )
 from model import random_images, title_of
-from plots import most_confident, plot_confusion, plot_images, plot_mistakes, show
+from plots import (
+    metrics_in_words,
+    most_confident,
+    plot_confusion,
+    plot_images,
+    plot_mistakes,
+)
 from receptive_field import gives_map, keeps_axes, trace
 from rules import add_rules_option, checklist, print_checklist
 from utils import (
@@ -62,6 +68,9 @@ from utils import (
     write_json,
 )
 
+CIFAR10_CLASSES = [
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+]  # fmt: skip
 FEWEST = 12, 4  # mistakes in the two pictures, where --mistakes does not say
 PICTURED = 60  # images of --images at most: each takes memory, and all must be readable
 
@@ -230,11 +239,12 @@ def grad_cam(net, images, targets, layer=None):
     net.eval()
     device = next(net.parameters()).device
     given = []
-    handle = layer and layer.register_forward_hook(lambda *call: given.append(call[2]))
+    if layer is not None:
+        handle = layer.register_forward_hook(lambda *call: given.append(call[2]))
     with torch.enable_grad(), MapRecorder() as recorder:
         pixels = images.permute(0, 3, 1, 2).to(device, torch.float32)
         scores = net(pixels.requires_grad_())
-    if layer:
+    if layer is not None:
         handle.remove()
         maps = {id(one) for one in recorder.maps}
         recorder.maps = [one for one in given if id(one) in maps]
@@ -423,7 +433,9 @@ def evaluate(args, checkpoint, net, device, dtype, pictures):
     rules = checklist(net, trace(net), metrics["accuracy"], dataset)
 
     averaged = " and their mirror images" if args.tta else ""
-    print(f"Test {show(metrics)}, on the {len(labels):,} images of {dataset}{averaged}")
+    print(
+        f"Test {metrics_in_words(metrics)}, on the {len(labels):,} images of {dataset}{averaged}"
+    )
     print(told.getvalue(), end="")
     print(f"\n{report(labels, scores, classes, digits=4)}")
     print_matrix(matrix, classes)
@@ -455,17 +467,6 @@ def evaluate(args, checkpoint, net, device, dtype, pictures):
         write_json(args.json, content)
 
 
-class Probabilities(nn.Module):
-    """A network with softmax behind it."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, images):
-        return self.net(images).softmax(1)
-
-
 def export(net, classes, path):
     """Write a network as ONNX, for any number of images, in one file.
 
@@ -479,7 +480,7 @@ def export(net, classes, path):
         raise UserError(
             "--export needs more packages: python -m pip install onnx onnxscript onnxruntime"
         )
-    net = Probabilities(net.cpu()).eval()
+    net = nn.Sequential(net.cpu(), nn.Softmax(1)).eval()
     any_number = ({0: torch.export.Dim("images")},)
     try:
         with warnings.catch_warnings():
@@ -541,8 +542,9 @@ def test_images(args, checkpoint):
     data_dir = args.data_dir or checkpoint["args"]["data_dir"]
     dataset = args.dataset or checkpoint["args"]["dataset"]
     if args.dataset is None and dataset == "folder":
-        # A copy of CIFAR-10 in folders may be gone where its own files are.
-        if args.data_dir is None and not Path(data_dir).exists():
+        # A copy of CIFAR-10 in folders may be gone where its own files are, or can be.
+        is_cifar = checkpoint["classes"] == CIFAR10_CLASSES
+        if is_cifar and args.data_dir is None and not Path(data_dir).exists():
             data_dir = DATA_DIR
         dataset = pick_dataset(None, data_dir)
     if dataset not in DATASETS:

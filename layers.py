@@ -81,8 +81,8 @@ class Conv(nn.Conv2d):
         (seen in torch 2.14.1).
         """
         width = x.shape[-1] + 2 * padding
-        is_odd = self.in_channels // self.groups % 16 > 0
-        return x.device.type == "cpu" and dilation > 1 and is_odd and width > 28
+        is_uneven = self.in_channels // self.groups % 16 > 0
+        return x.device.type == "cpu" and dilation > 1 and is_uneven and width > 28
 
     def as_written(self, x):
         """The same convolution in one piece."""
@@ -344,13 +344,15 @@ def mirror_kernels(layer):
             module.is_mirrored = True
 
 
+def mirrored(net):
+    """The layers of a network that have the mirror images of their kernels, too."""
+    layers = [module for module in net.modules() if isinstance(module, Conv)]
+    return [layer for layer in layers if layer.is_mirrored]
+
+
 def saved_by_mirroring(net):
     """How many parameters more a network would have without mirrored kernels."""
-    saved = 0
-    for module in net.modules():
-        if isinstance(module, Conv) and module.is_mirrored:
-            saved += module.weight.numel()
-    return saved
+    return sum(layer.weight.numel() for layer in mirrored(net))
 
 
 def has_foreign_kernels(layer):

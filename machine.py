@@ -212,8 +212,8 @@ class Crowding:
     this process got of its cores, and by the system's load; Windows has no such number.
     """
 
-    def __init__(self, device):
-        self.threads = torch.get_num_threads()
+    def __init__(self, device, workers):
+        self.threads, self.workers = torch.get_num_threads(), workers
         self.is_watched = device.type == "cpu" and self.threads > 1
         self.is_watched &= hasattr(os, "getloadavg")
         self.start = self.now()
@@ -228,7 +228,8 @@ class Crowding:
         now = self.now()
         computed, passed = (end - start for start, end in zip(self.start, now))
         self.start = now
-        own = self.threads * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        own = processes * (self.threads + self.workers)
         # How many threads wanted a core in the last minute, on average, but for our own.
         others = os.getloadavg()[0] - own
         if computed < 0.8 * self.threads * passed and others > 0.5:
@@ -254,8 +255,8 @@ def warn_of_unsafe_layers(net, device, dtype):
         channels = module.in_channels // module.groups  # that each kernel reads
         is_strided, is_dilated = max(module.stride) > 1, max(module.dilation) > 1
         is_1x1 = module.kernel_size == (1, 1)
-        is_odd = channels % 16 > 0
-        if dtype == torch.bfloat16 and is_dilated and is_odd and not is_strided:
+        is_uneven = channels % 16 > 0
+        if dtype == torch.bfloat16 and is_dilated and is_uneven and not is_strided:
             print(
                 f"warning   {name}: the gradient of dilated kernels in bfloat16 is wrong on "
                 f"some CPUs where they read {channels} channels, no multiple of 16: take Conv "
@@ -324,6 +325,12 @@ def cores():
     return max(1, joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def threads_are_torchruns():
+    """Whether it is torchrun that gives each process one thread, as it does unless told."""
+    are_several = int(os.environ["LOCAL_WORLD_SIZE"]) > 1
+    return are_several and os.environ.get("OMP_NUM_THREADS") == "1"
+
+
 def join(device):
     """Join the processes that torchrun started, where it did.
 
@@ -342,7 +349,7 @@ def join(device):
             raise UserError(f"there are {count} GPUs here: --nproc-per-node={count}")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    elif os.environ.get("OMP_NUM_THREADS") == "1":  # as torchrun sets it, unless it is
+    elif threads_are_torchruns():
         torch.set_num_threads(cores())
     backend = "nccl" if device.type == "cuda" else "gloo"
     # torchrun keeps its store when it restarts: without a prefix the new processes may
@@ -359,7 +366,8 @@ def join(device):
     }
     dist.init_process_group(backend, store=store, **settings)
     if world.rank > 0:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        text = {"encoding": "utf-8", "errors": "backslashreplace"}  # as of the first
+        sys.stdout = open(os.devnull, "w", **text)  # noqa: SIM115
     return world, device
 
 

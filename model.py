@@ -731,7 +731,7 @@ def print_computed(net):
 
 
 def add_network_options(parser):
-    """Add the options that choose a network: the first arguments of `build`."""
+    """Add the options that choose a network, by the names of `build`'s arguments."""
     add = parser.add_argument_group("network").add_argument
     probability = number(float, 0, below=1)
     add("--arch", choices=ARCHS, default="default", help="a table or class of model.py")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from layers import Conv
+from layers import mirrored
 
 # Each optimizer's own learning rate (the highest of the schedule) and weight decay, where
 # --lr and --weight-decay do not say otherwise.
@@ -47,12 +47,16 @@ def make_optimizers(net, head, args):
     optimizers = [torch.optim.SGD(groups, momentum=0.9, nesterov=True, **settings)]
     if kernels:
         settings = {"lr": args.muon_lr, "weight_decay": args.muon_decay}
-        optimizers.append(Muon(kernels, mirrored_kernels(net), **settings))
+        are_mirrored = {id(layer.weight) for layer in mirrored(net)}
+        optimizers.append(Muon(kernels, are_mirrored, **settings))
     return optimizers
 
 
-def make_schedules(optimizers, args, steps):
-    """One schedule for each optimizer, as --schedule says; `steps` are those in all."""
+def make_schedules(optimizers, args, steps, final_div_factor=1000):
+    """One schedule for each optimizer, as --schedule says; `steps` are those in all.
+
+    One Cycle starts at a tenth of its highest rate, and ends at that by `final_div_factor`.
+    """
     schedules = []
     for optimizer in optimizers:
         if args.schedule == "onecycle":  # up, then down to nothing
@@ -64,7 +68,7 @@ def make_schedules(optimizers, args, steps):
                 pct_start=0.0 if args.peak * max(2, steps) == 1 else args.peak,
                 cycle_momentum=False,
                 div_factor=10,
-                final_div_factor=1000,
+                final_div_factor=final_div_factor,
             )
         elif args.schedule == "cosine":
             schedule = lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
@@ -107,35 +111,29 @@ class AllOrNone:
             optimizer.step()
 
 
-def mirrored_kernels(net):
-    """The ids of the weights whose layers have their mirror images too."""
-    return {
-        id(layer.weight)
-        for layer in net.modules()
-        if isinstance(layer, Conv) and layer.is_mirrored
-    }
-
-
 def count_computed(net):
-    """How many layers have a kernel that is no weight by itself."""
-    layers = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    return sum(not isinstance(layer.weight, nn.Parameter) for layer in layers)
+    """How many layers to train have a kernel that is no weight by itself."""
+    count = 0
+    for layer in net.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            is_trained = any(weight.requires_grad for weight in layer.parameters())
+            count += is_trained and not isinstance(layer.weight, nn.Parameter)
+    return count
 
 
 def mixing_kernels(net, head):
     """The weights that mix channels, of all convolutions and linear layers but `head`."""
-    kernels = []
+    kernels = {}  # by id: a weight may be there under two names
     for module in net.modules():
         if not isinstance(module, (nn.Conv2d, nn.Linear)) or module is head:
             continue
-        if not isinstance(module.weight, nn.Parameter):
+        weight = module.weight
+        if not isinstance(weight, nn.Parameter):
             continue
-        is_depthwise = module.weight.shape[1] == 1
-        # A layer may be there under two names.
-        is_taken = any(module.weight is kernel for kernel in kernels)
-        if module.weight.requires_grad and not is_depthwise and not is_taken:
-            kernels.append(module.weight)
-    return kernels
+        is_depthwise = weight.shape[1] == 1
+        if weight.requires_grad and not is_depthwise:
+            kernels[id(weight)] = weight
+    return list(kernels.values())
 
 
 class Muon(torch.optim.Optimizer):

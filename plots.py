@@ -25,7 +25,7 @@ def save_figure(figure, path):
     write_file(path, buffer.getvalue())
 
 
-def show(metrics, prefix=""):
+def metrics_in_words(metrics, prefix=""):
     """Metrics on a line: of a loss its value, of all else a percentage."""
     parts = []
     for name, value in metrics.items():
@@ -87,7 +87,7 @@ def what_matters(lines, is_loss):
     for line in lines:
         heights = list(line.get_ydata())
         later += heights[len(heights) // 5 :]
-    finite = [value for value in later if math.isfinite(value)]
+    finite = [value for value in later if math.isfinite(value)] or [0.0]
     lowest, highest = min(finite), max(finite)
     margin = 0.08 * (highest - lowest) or 0.1
     if is_loss:

@@ -6,7 +6,7 @@ weights is none. A pad and the convolution that reads it are one layer.
 
 from typing import NamedTuple
 
-from receptive_field import STOPPED, UNSEEN
+from receptive_field import STOPPED, UNSEEN, covers_map
 from utils import times
 
 GOAL = 0.85  # of the test images
@@ -187,7 +187,7 @@ def walk_back(output):
         node = waiting.pop()
         if node in behind or node in maps:
             continue
-        is_of_map = is_larger(node) if node.window else False
+        is_of_map = is_larger(node)
         if node.operation == "conv2d" and (is_of_map or node.sources[0].size != (1, 1)):
             maps.append(node)
             continue
@@ -206,10 +206,7 @@ def is_pool(node):
 
 def pools_all(node):
     """Whether a node pools all of a map, at once or what was left of it."""
-    if not is_pool(node) or node.size != (1, 1):
-        return False
-    height, width = node.sources[0].size
-    return node.window.kernel[0] >= height and node.window.kernel[1] >= width
+    return is_pool(node) and covers_map(node)
 
 
 def pools_an_axis(node):
@@ -262,7 +259,7 @@ def is_3x3(node):
 
 def is_larger(node):
     """Whether a node reads more than one pixel."""
-    return max(node.window.kernel) > 1
+    return node.window is not None and max(node.window.kernel) > 1
 
 
 def is_dilated(node):

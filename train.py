@@ -96,7 +96,7 @@ from model import (
     try_out,
 )
 from optim import DEFAULTS, SCHEDULES, in_words
-from plots import plot_curves, plot_range_test, show
+from plots import metrics_in_words, plot_curves, plot_range_test
 from receptive_field import trace
 from rules import (
     GOAL,
@@ -109,8 +109,8 @@ from rules import (
 )
 from utils import OwnError, Parser, UserError, is_text, number
 
-# The options, each with its type, its default and what it does. A checkpoint keeps those
-# that say what is trained, and not those of where and how far.
+# The options, each with its type, its default and what it does. A checkpoint keeps all but
+# those of one command alone.
 NETWORK = ("arch", "downsample", "norm", "activation", "dropout", "kernels")
 NOT_KEPT = (
     "augment", "device", "dry_run", "find_lr", "is_continued", "resume", "rules", "seeds",
@@ -343,7 +343,7 @@ def complete(args):
 
 
 def kept_options(args):
-    """The options that a checkpoint keeps: what decides the training's metrics."""
+    """The options that a checkpoint keeps."""
     return {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
 
 
@@ -367,7 +367,7 @@ def main(argv=None):
                 f"than {args.batch_size}"
             )
         if is_lost(error):
-            raise UserError(
+            raise OwnError(
                 "another process ended: what is saved is whole, --resume goes on "
                 f"({str(error).splitlines()[0]})"
             )
@@ -415,7 +415,7 @@ def train(args, resumed, images, files, device, world=ALONE):
     title = title_of(net.config, args.downsample)
     saved = saved_by_mirroring(net)
     shown = f"{title} ({saved:,} parameters fewer)" if saved else title
-    print_header(args, shown, rules, run["made_with"], in_words(training.optimizers))
+    print_header(args, shown, rules, run["made_with"], training.optimizers)
     print_note_on_scores(scores, nodes)
     warn_of_unused_gpu(device)
     warn_of_unsafe_layers(net, device, dtype)
@@ -522,17 +522,9 @@ def make_network(args, resumed, images, device, world):
         note_on_source(checkpoint, args.init, images)
         net = start_from(checkpoint, images.classes, args.init)
     else:
-        net = build(
-            arch=args.arch,
-            downsample=args.downsample,
-            norm=args.norm,
-            dropout=args.dropout,
-            classes=len(images.classes),
-            mean=images.mean,
-            std=images.std,
-            kernels=args.kernels,
-            activation=args.activation,
-        )
+        options = {name: getattr(args, name) for name in NETWORK}
+        pixels = {"mean": images.mean, "std": images.std}
+        net = build(**options, classes=len(images.classes), **pixels)
     if not resumed:
         check_restorable(net)
     head, _ = find_head(net)
@@ -603,7 +595,7 @@ def train_epochs(training, loader, images, history, run, files):
     args, world, split = training.args, training.world, images.chooser
     pictures, labels = images.splits[split]
     averaged = training.ema.net
-    crowding = Crowding(training.device)
+    crowding = Crowding(training.device, loader.num_workers)
     try:
         for epoch in range(len(history.rows) + 1, args.epochs + 1):
             start, lr = time.perf_counter(), training.lr
@@ -652,11 +644,12 @@ def command_to_go_on(last):
     """
     if "MAKELEVEL" in os.environ and re.fullmatch(r"[\w ./-]+", str(last)):
         return f'make train ARGS="--resume {shlex.quote(str(last))}"'
-    return subprocess.list2cmdline(["python", "train.py", "--resume", str(last)])
+    command = ["python", "train.py", "--resume", str(last)]
+    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
 
 
 def print_header(args, title, rules, made_with, optimizers):
-    """Print what decides the run; `optimizers` is what each of them trains, in words."""
+    """Print what decides the run."""
     sizes = ", ".join(f"{size:,} {name}" for name, size in made_with["images"].items())
     names = ("python", "torch", "torchvision", "albumentations", "opencv", "numpy")
     versions = ", ".join(f"{name} {made_with[name]}" for name in names)
@@ -683,32 +676,32 @@ def print_header(args, title, rules, made_with, optimizers):
         f"versions  {versions}\n"
         f"training  {epochs}, batches of {args.batch_size}, "
         f"{args.optimizer}, {args.schedule}, seed {args.seed}\n"
-        f"weights   {optimizers}\n"
-        f"rates     {rates_in_words(args)}\n"
+        f"weights   {in_words(optimizers)}\n"
+        f"rates     {rates_in_words(args, has_muon=len(optimizers) > 1)}\n"
         f"best      chosen on the {'held-out' if args.val_size else 'test'} images"
     )
     if args.rules == "on":
         print_broken_rules(rules)
 
 
-def rates_in_words(args):
+def rates_in_words(args, has_muon):
     """The rates of the optimizers, and where the schedule has its peak."""
     words = f"lr {args.lr:g}, weight decay {args.weight_decay:g}"
-    if args.optimizer == "muon":
+    if has_muon:
         words += f"; of Muon lr {args.muon_lr:g}, decay {args.muon_decay:g}"
     if args.schedule == "onecycle":
         words += f"; highest after {args.peak * args.epochs:.3g} epochs"
     return words
 
 
-def print_epoch(history, epochs, images):
-    """Print the last row of the history as one line; `images` are those of an epoch."""
+def print_epoch(history, epochs, image_count):
+    """Print the last row of the history as one line; an epoch has `image_count`."""
     row, seconds, split = history.rows[-1], history.seconds[-1], history.split
     epoch = f"{row['epoch']:>{len(str(epochs))}}/{epochs}"
     line = (
-        f"epoch {epoch}  lr {row['lr']:.4f}  train {show(row, 'train_')}  "
-        f"{split} {show(row, f'{split}_')}  {seconds:.1f} s  "
-        f"{images / seconds:,.0f} images/s"
+        f"epoch {epoch}  lr {row['lr']:.4f}  train {metrics_in_words(row, 'train_')}  "
+        f"{split} {metrics_in_words(row, f'{split}_')}  {seconds:.1f} s  "
+        f"{image_count / seconds:,.0f} images/s"
     )
     if history.best is row:
         line += "  best"

@@ -986,6 +986,7 @@ def test_one_name_of_a_class_written_in_two_ways(tmp_path):
         (lambda x, y, c: (x, y[:-1], c), "1437 images and labels of (1436,)"),
         (lambda x, y, c: (x[:0], y[:0], c), "no images"),
         (lambda x, y, c: (x, y * 0.5, c), "float64"),
+        (lambda x, y, c: (x, 0 * y, c[:1]), "it has 1 classes"),
         (lambda x, y, c: (x, y, range(10)), "not all texts"),
         (lambda x, y, c: x, "too many values"),
         (lambda x, y, c: (x, y, ["a"] * 10), "the same name"),
@@ -1003,6 +1004,16 @@ def test_what_a_function_of_ones_own_returns_is_checked(
     errors = fails(dataset.main, "--dataset", "digits")
     assert "load_mine" in errors
     assert message in errors
+
+
+def test_the_classes_of_train_and_test_have_one_order(fails, monkeypatch):
+    def load_mine(data_dir, train):
+        images, labels, classes = dataset.load_digits(data_dir, train)
+        return images, labels, classes if train else classes[::-1]
+
+    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"]._replace(load=load_mine))
+    errors = fails(dataset.main, "--dataset", "digits")
+    assert "in another order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; 9, 8" in errors
 
 
 def test_a_function_of_ones_own_may_return_a_view(monkeypatch):
@@ -1392,7 +1403,10 @@ def test_make_train_without_network_shows_the_demonstration(monkeypatch, call):
 
 def test_demonstration_evaluates_what_it_trained(monkeypatch, call):
     monkeypatch.setattr(demo, "evaluate", None)  # nothing to evaluate
-    assert call(demo.main, "--dry-run", "--arch", "small", "-j", 0)[0] == 0
+    for option in (["--dry-run"], ["--dry"], ["--seeds", 2, "--dry-run"]):
+        assert call(demo.main, *option, "--arch", "small", "-j", 0)[0] == 0
+    monkeypatch.setattr(demo.train, "main", lambda _: 0)
+    assert call(demo.main, "--seeds", 2)[0] == 0  # each seed has a folder of its own
 
 
 def test_seeds_without_network_show_the_demonstration_too(monkeypatch, call):

@@ -317,7 +317,7 @@ def test_a_training_beside_other_programs_is_told_so(
 ):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     clock = Clock(monkeypatch)
-    crowding = machine.Crowding(device)
+    crowding = machine.Crowding(device, workers=0)
     clock.minute(threads, threads)
     crowding.note()
     assert capsys.readouterr().out == ""
@@ -331,16 +331,33 @@ def test_processes_of_one_training_are_no_other_programs(monkeypatch, capsys):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     clock = Clock(monkeypatch)
-    crowding = machine.Crowding(CPU)
+    crowding = machine.Crowding(CPU, workers=0)
     clock.minute(1.3, 4.0)
     crowding.note()
     assert capsys.readouterr().out == ""
 
 
+def test_workers_of_the_loader_are_no_other_programs(monkeypatch, capsys):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    clock = Clock(monkeypatch)
+    crowding = machine.Crowding(CPU, workers=2)
+    clock.minute(1.3, 4.0)
+    crowding.note()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("processes", "is_its"), [("1", False), ("2", True)])
+def test_whose_wish_a_single_thread_is(monkeypatch, processes, is_its):
+    """torchrun sets it for several processes, unless it is set; of one it is the user's."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert machine.threads_are_torchruns() == is_its
+
+
 def test_windows_has_no_load_and_no_note(monkeypatch):
     monkeypatch.delattr(os, "getloadavg", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    machine.Crowding(CPU).note()
+    machine.Crowding(CPU, workers=0).note()
 
 
 @pytest.mark.parametrize(

@@ -561,3 +561,23 @@ def test_summary_of_networks_of_all_kinds(call, monkeypatch):
         total = sum(weight.numel() for weight in make().parameters())
         assert f"{total:,} parameters" in output
         assert "conv2d" in output
+
+
+class OfTheImage(nn.Module):
+    """The weights of its last layer depend on the image."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 8, 8)
+        self.weight = nn.Parameter(torch.randn(classes, 8))
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3))
+        return F.linear(x, self.weight * x.mean())
+
+
+def test_weights_that_depend_on_the_image(call, monkeypatch):
+    monkeypatch.setitem(ARCHS, "mine", OfTheImage)
+    status, output, _ = call(model.main, "--arch", "mine")
+    assert status == 1
+    assert "GAP, then 1x1 or linear" in output

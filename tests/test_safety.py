@@ -400,7 +400,7 @@ def test_interrupted_seeds_say_how_to_go_on(tmp_path, capsys):
     assert train_here(tmp_path, *options, stop_in=2) == 130
     output = capsys.readouterr().out
     first = os.path.join("results", "two words", "seed-0", "last.pt")
-    assert f'to go on: python train.py --resume "{first}"\n' in output
+    assert f"to go on: python train.py --resume '{first}'\n" in output
     assert "to go on with all seeds: the same command with --continue" in output
     assert train_here(tmp_path, *options, "--continue") == 0
     assert epochs_in(capsys.readouterr().out) == ["2/2", "1/2", "2/2"]
@@ -509,6 +509,10 @@ def test_continue_refuses_another_training(stopped, monkeypatch):
     with pytest.raises(UserError, match="its network was edited"):
         train_here(stopped, *options, 3)
     monkeypatch.setitem(ARCHS, "small", small)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "digest", lambda *_: "of other images")
+        with pytest.raises(UserError, match="its images are others"):
+            train_here(stopped, *options, 3)
     # As --init from a file that was replaced would change it.
     monkeypatch.setattr(train, "mean_and_std", lambda _: ([0.1] * 3, [0.2] * 3))
     with pytest.raises(UserError, match="its network was edited"):

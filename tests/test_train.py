@@ -483,6 +483,7 @@ def test_start_from_trained_weights(trained, call, image_folder, fails):
     assert status == 0, errors
     assert f"weights of {folder / 'best.pt'}" in output
     assert "all weights but those of the last layer" in output
+    assert "of Muon" not in output
     before = load_checkpoint(folder / "best.pt")
     after = load_checkpoint("last.pt")
     assert after["net"]["mean"] == before["net"]["mean"]
@@ -498,6 +499,9 @@ def test_start_from_trained_weights(trained, call, image_folder, fails):
     moved = load_checkpoint("last.pt")["weights"]["body.c1.conv.conv.weight"]
     assert not torch.equal(moved, before["weights"]["body.c1.conv.conv.weight"])
     assert "leave out --arch" in fails(train.main, *options, "--arch", "own")
+    image_folder.rename(image_folder.parent / "moved")
+    errors = fails(evaluate.main, "--ckpt", "last.pt")
+    assert f"there is no folder {image_folder}" in errors
 
 
 def test_a_teacher_has_the_classes_of_the_images(
@@ -825,6 +829,18 @@ def test_published_recipe_is_one(call, fails, monkeypatch):
         assert message in fails(published.main, *options, *other)
     steps = published.published_augmentation((0.5, 0.5, 0.5), True, 0.2, 0.1)
     assert [step.p for step in steps.transforms] == [0.5, 0.2, 0.1]
+    args = train.parse_arguments(["--optimizer", "sgd", "--peak", "0.5"])[0]
+    sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    (schedule,) = published.published_schedules([sgd], args, 4)
+    rates = [sgd.param_groups[0]["lr"]]
+    for _ in range(3):
+        sgd.step()
+        schedule.step()
+        rates.append(sgd.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == rates[1] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.001)
+    published.published_schedules([sgd], args, 1)  # whose peak is its first step
     assert "--continue" in train.command_to_go_on("last.pt")
 
 

@@ -26,10 +26,11 @@ def main(argv=None):
     for option in ("--ckpt", "--out", "--name"):
         dropped.add_argument(option)
     _, options = dropped.parse_known_args(argv)
-    digits = ["--dataset", "digits", "--epochs", "10"]
-    status = train.main([*digits, *options, "--name", "demo"])
-    is_trained = "--dry-run" not in options and "--find-lr" not in options
-    return evaluate.main(EVALUATION) if is_trained and status == 0 else status
+    options = ["--dataset", "digits", "--epochs", "10", *options, "--name", "demo"]
+    args, _ = train.parse_arguments(options)
+    leaves_best = not (args.dry_run or args.find_lr or args.seeds > 1)
+    status = train.main(options)
+    return evaluate.main(EVALUATION) if leaves_best and status == 0 else status
 
 
 if __name__ == "__main__":

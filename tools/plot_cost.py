@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from published import PublishedNet
 
-from checkpoint import OLDER
+from checkpoint import OLDER_CONFIG
 from compare import read_run
 from engine import SMALL, small_epochs
 from model import ARCHS, Net, Unfit
@@ -54,7 +54,7 @@ def main(argv=None):
         if config["rows"] is None and config["arch"] not in ARCHS:
             raise UserError(f"the class '{config['arch']}' of {folder} is not in ARCHS")
         try:
-            net = Net(**OLDER | config)
+            net = Net(**OLDER_CONFIG | config)
         except Unfit as error:
             raise UserError(f"the network of {folder} cannot be made: {error}")
         steps = described["made_with"]["images"]["train"] // options.batch_size

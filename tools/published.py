@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import albumentations as A
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 import dataset
 import engine
 import train
 import utils
 from model import ARCHS, CLASSES, Row, TableNet
+from optim import make_schedules
 from utils import UserError
 
 ROWS = [
@@ -52,7 +52,7 @@ class PublishedNet(TableNet):
 def published_augmentation(mean, mirror, move, hole):
     """The published one, with the hole in the mean colour."""
     affine = A.Affine(rotate=(-15, 15), scale=(0.9, 1.1), p=move)
-    flip, _, cut = dataset.augmentation(mean, mirror, move, hole).transforms
+    flip, *_, cut = dataset.augmentation(mean, mirror, move, hole).transforms
     return A.Compose([flip, affine, cut], strict=True)
 
 
@@ -62,9 +62,7 @@ def published_schedules(optimizers, args, steps):
         raise UserError(
             "the published recipe is SGD's One Cycle: leave out --optimizer and --schedule"
         )
-    ends = {"pct_start": args.peak, "div_factor": 10, "final_div_factor": 10}
-    (sgd,) = optimizers
-    return [OneCycleLR(sgd, args.lr, max(2, steps), cycle_momentum=False, **ends)]
+    return make_schedules(optimizers, args, steps, final_div_factor=10)
 
 
 def command_to_go_on(last):

@@ -28,7 +28,7 @@ from checkpoint import load_checkpoint, restore
 from dataset import DATASETS
 from evaluate import measure, predict, test_images
 from machine import add_device_options, pick_device, pick_precision, place
-from plots import show
+from plots import metrics_in_words
 
 # Each three severities.
 BLOCKS = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_NEAREST_EXACT}
@@ -127,7 +127,7 @@ def main(argv=None):
     _, images, labels, _ = test_images(args, checkpoint)
 
     scores = predict(net, images, device, precision)
-    print(f"Test {show(measure(scores, labels))}")
+    print(f"Test {metrics_in_words(measure(scores, labels))}")
     print_calibration(scores, labels)
     print("\nAccuracy on corrupted images, % by severity\n")
     rows = []
