@@ -494,9 +494,8 @@ def left_behind(files, run, is_continued):
         kept.pop(name, None)
     differing = differences(given, kept)
     if run["made_with"]["sha256"] != checkpoint["made_with"].get("sha256"):
-        differing.append(
-            "its images are others"
-        )  # and so the network's mean and deviation
+        # And so are the mean and deviation in the network.
+        differing.append("its images are others")
     elif run["net"] != checkpoint["net"]:
         differing.append("its network was edited")
     started_from = run["made_with"].get("init_sha256")
