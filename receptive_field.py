@@ -302,7 +302,8 @@ class Recorder(TorchFunctionMode):
             handler = None
         places = self.understand(call, handler, args, kwargs)
         are_averaged = all(value.is_averaged for value in call.values.values())
-        self.add(node, tensor, places, are_averaged or covers_map(node))
+        covers = not node.unknown and covers_map(node)
+        self.add(node, tensor, places, are_averaged or covers)
 
     def understand(self, call, handler, args, kwargs):
         """The places of a result's elements; notes in the node what is not known."""
@@ -345,7 +346,7 @@ def axis_after(node, number):
 
 def covers_map(node):
     """Whether a single window of a node reads the whole map."""
-    if node.unknown or not node.window or node.size != (1, 1):
+    if not node.window or node.size != (1, 1):
         return False
     height, width = node.sources[0].size
     return node.window.kernel[0] >= height and node.window.kernel[1] >= width

@@ -405,6 +405,19 @@ def test_too_little_memory(fails, monkeypatch, error, rank):
     assert "than 96" in errors
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_lost_process_is_told_by_the_others(fails, monkeypatch, rank):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(train, "is_lost", lambda _: True)
+
+    def step(*_):
+        raise RuntimeError("gloo: Connection closed by peer")
+
+    monkeypatch.setattr(Training, "step", step)
+    errors = fails(train.main, *DIGITS, "--dry-run")
+    assert "another process ended" in errors
+
+
 def test_lost_process_keeps_its_cause(fails, monkeypatch):
     def step(*_):
         raise RuntimeError("NCCL Error 2: unhandled system error\nand much more")
