@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.io
 from conftest import ROOT, run_script
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, CIFAR100, MNIST
@@ -1154,6 +1154,17 @@ def test_image_is_turned_upright(tmp_path, kind):
     expected = read_image(tmp_path / f"upright.{kind}")
     error = np.abs(turned - expected)
     assert error.max() == 0 if kind == "png" else error.mean() < 5  # JPEG is lossy
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_is_turned_as_pillow_turns_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "taken.png"
+    Image.fromarray(noise(1)[0].numpy()).save(path, exif=exif)
+    with Image.open(path) as taken:
+        expected = np.asarray(ImageOps.exif_transpose(taken))
+    assert np.array_equal(read_image(path), expected)
 
 
 def test_image_with_damaged_exif_data_is_read(tmp_path, recwarn):

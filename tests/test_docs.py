@@ -4,9 +4,11 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,13 +37,24 @@ def text(request):
     return request.param
 
 
-def test_links_lead_to_a_file(text):
+def anchors_of(page):
+    """The anchors of the headings of a text, as GitHub makes them."""
+    anchors = []
+    for heading in re.findall(r"(?m)^#+ (.+)$", page.read_text(encoding="utf-8")):
+        words = re.sub(r"[^\w\s-]", "", heading.lower())
+        anchors.append(words.replace(" ", "-"))
+    return anchors
+
+
+def test_links_lead_to_a_file_or_a_heading(text):
     prose = re.sub(r"(?s)```.*?```", "", text.read_text(encoding="utf-8"))
     for target in LINK.findall(prose):
-        if target.startswith(("https://", "#")):
+        if target.startswith("https://"):
             continue
-        path, _, _ = target.partition("#")
-        assert (text.parent / path).exists(), f"{name_of(text)}: {target}"
+        path, _, anchor = target.partition("#")
+        page = text.parent / path if path else text
+        assert page.exists(), f"{name_of(text)}: {target}"
+        assert not anchor or anchor in anchors_of(page), f"{name_of(text)}: {target}"
 
 
 def test_files_of_the_project_that_are_named_exist(text):
@@ -80,6 +93,28 @@ def options_of():
         return shown[script]
 
     return options_of
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_recipes_of_the_makefile_are_understood(options_of):
+    """Those of hours as well, whose options would else be found wrong after a stage."""
+    targets = ["quick", "record", "variants", "demo", "bench", "check", "evaluate"]
+    # Without what a make that runs these tests hands on.
+    environment = {k: v for k, v in os.environ.items() if "MAKE" not in k}
+    made = subprocess.run(
+        ["make", "-n", "-o", ".venv/ready", "--no-print-directory", *targets],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    recipes = [shlex.split(r) for r in made.stdout.replace("\\\n", " ").splitlines()]
+    assert len(recipes) > len(targets)
+    for _, script, *options in recipes:
+        for option in options:
+            if option.startswith("-"):
+                assert option in options_of(script), f"{script}: {option}"
 
 
 def test_commands_are_those_of_the_scripts(text, options_of):

@@ -169,6 +169,7 @@ def test_own_images(trained, call, fails, tmp_path):
     (folder / "broken.png").write_bytes(b"no image")
     Image.fromarray(images[3].numpy()).convert("LA").save(tmp_path / "grey.png")
     options = ["--ckpt", "results/a/best.pt", "--json", "own.json", "--out", "out"]
+    options += ["--amp", "off"]
     status, output, _ = call(evaluate.main, *options, "--images", "own", "grey.png")
     assert status == 1  # one is broken
     assert "broken.png  cannot be read as an image: of no format" in output
@@ -176,14 +177,18 @@ def test_own_images(trained, call, fails, tmp_path):
         results = json.load(file)["images"]
     names = ["0.png", "1.png", "2.png", "broken.png", "grey.png"]
     assert [result["file"].split("/")[-1] for result in results] == names
+    net = restore(load_checkpoint("results/a/best.pt")).eval()
     for result in results:
         if "error" not in result:
+            pixels = torch.tensor(dataset.read_image(Path(result["file"])))
+            with torch.no_grad():
+                scores = net(pixels.permute(2, 0, 1)[None])[0]
+            likeliest = scores.softmax(0).sort(descending=True)
             shares = list(result["classes"].values())
-            assert len(shares) == 3
-            assert shares == sorted(shares, reverse=True)
-            assert sum(shares) <= 1.000001
-            name = max(result["classes"], key=result["classes"].get)
-            assert f"{name} {shares[0]:.1%}" in output
+            assert shares == pytest.approx(likeliest.values[:3].tolist(), abs=1e-4)
+            digits = [str(number) for number in likeliest.indices[:3].tolist()]
+            assert list(result["classes"]) == digits
+            assert f"{digits[0]} {shares[0]:.1%}" in output
     assert np.asarray(Image.open("out/images.png")).std() > 0
     for option, value in (("--layer", "c1"), ("--mistakes", 5), ("--data-dir", "own")):
         errors = fails(evaluate.main, *options, "--images", "own", option, value)
@@ -382,6 +387,10 @@ def test_mistakes_and_layer_of_choice(trained, call, fails, monkeypatch):
 
     def note(cells, titles, columns, path, heading):
         drawn[path.name] = (len(cells), columns)
+        if path.name == "misclassified.png":
+            for title in titles:
+                actual, guess = title.split("\n→ ")
+                assert actual != guess.split()[0]
 
     monkeypatch.setattr(plots, "plot_images", note)
     monkeypatch.setattr(evaluate, "plot_images", note)
@@ -532,8 +541,11 @@ def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "STEPS", 80)
     status, output, _ = call(train.main, *QUICK, "--find-lr")
     assert status == 0
-    suggested = float(output.split("suggested --lr ")[1].split()[0])
+    suggested, of_muon = map(
+        float, re.search(r"suggested --lr (\S+) --muon-lr (\S+)", output).groups()
+    )
     assert 0.003 < suggested < 3
+    assert of_muon / suggested == pytest.approx(0.039 / 0.28, rel=0.1)
     files = [file.name for file in tmp_path.rglob("*") if file.is_file()]
     assert files == ["lr_finder.png"]
     (tmp_path / "results" / "lr_finder.png").unlink()
@@ -541,6 +553,38 @@ def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):
     assert status == 0
     assert "nothing was written" in output
     assert not list((tmp_path / "results").iterdir())
+
+
+def test_range_test_is_its_definition(monkeypatch):
+    """Of a loss that is known at each rate: the lowest, smoothed, and where it has doubled."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+
+    def loss_at(factor):
+        return 1 + math.log10(factor) ** 2 * (1 if factor < 1 else 50)
+
+    def step(images, labels):
+        rate = optimizer.param_groups[0]["lr"]
+        return torch.tensor(loss_at(rate / 0.1), dtype=torch.double), None
+
+    training = SimpleNamespace(
+        args=SimpleNamespace(small=0, epochs=1),
+        device=torch.device("cpu"),
+        optimizers=[optimizer],
+        start_epoch=lambda: None,
+        step=step,
+    )
+    loader = [(torch.zeros(1), torch.zeros(1))]
+    monkeypatch.setattr(engine, "endless", lambda _: loader * engine.STEPS)
+    factor, factors, losses, smooth = engine.find_lr(training, loader)
+    assert losses == pytest.approx([loss_at(factor) for factor in factors])
+    weights = 0.95 ** np.arange(len(losses))
+    for count, value in enumerate(smooth, 1):  # the mean, the last ones weighing most
+        mean = np.average(losses[:count], weights=weights[:count][::-1])
+        assert value == pytest.approx(mean)
+    assert factor == pytest.approx(factors[np.argmin(smooth)] / 10)
+    assert smooth[-1] >= 2 * min(smooth) > smooth[-2]
+    assert len(losses) < engine.STEPS
 
 
 @pytest.mark.parametrize(("small", "side"), [(0.4, 24), (0, 32)])
@@ -619,6 +663,11 @@ def test_evidence_is_of_two_right_answers_and_four_mistakes(
         assert (actual == guess) == (number < 2)
         assert first == f"evidence for\n{guess}"
         assert second != first
+        image, *maps = cells[3 * number : 3 * number + 3]
+        for told, shown in zip((first, second), maps):
+            target = torch.tensor([int(told.split("\n")[1].split()[0])])
+            expected = overlay(image[None], grad_cam(net, image[None], target))[0]
+            assert (shown.int() - expected.int()).abs().max() <= 1
         if number >= 2:
             assert second == f"evidence for\n{actual} (actual)"
         else:

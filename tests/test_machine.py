@@ -429,6 +429,33 @@ def test_lost_process_keeps_its_cause(fails, monkeypatch):
     assert "NCCL Error 2: unhandled system error)" in errors
 
 
+def test_a_training_asks_for_what_the_machine_needs(call, monkeypatch):
+    """Each is tested by itself; here, that it is asked at all."""
+    asked = []
+    for name in ("keep_freed_memory", "warn_of_unused_gpu", "warn_of_unsafe_layers"):
+        monkeypatch.setattr(train, name, lambda *_, name=name: asked.append(name))
+    monkeypatch.setattr(machine.Crowding, "note", lambda _: asked.append("note"))
+    assert call(train.main, *DIGITS, "--dry-run")[0] == 0
+    names = ["keep_freed_memory", "note", "warn_of_unsafe_layers", "warn_of_unused_gpu"]
+    assert sorted(asked) == names
+
+
+def test_processes_on_a_cpu_share_its_cores(monkeypatch):
+    environment = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environment |= {"TORCHELASTIC_RESTART_COUNT": "0"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    dist, threads = torch.distributed, []
+    monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(dist, "rendezvous", lambda _: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: None)
+    monkeypatch.setattr(machine.joblib, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    machine.join(CPU)
+    assert threads == [4]
+
+
 def test_processes_on_cuda_name_their_device(monkeypatch):
     """Else NCCL guesses which GPU is whose at the first barrier."""
     settings = {}
@@ -556,8 +583,8 @@ def test_float16_skips_a_poisoned_step_for_all_weights(optimizer, poisoned):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_float16_unscales_gradients_once(optimizer):
-    """A step is that of float32, up to the rounding of activations, whatever the scale."""
-    steps = []
+    """What a step is made of is as in float32, up to rounding, whatever the scale."""
+    gradients = []
     for dtype, scale in (
         (torch.float32, 1),
         (torch.float16, 16),
@@ -568,14 +595,12 @@ def test_float16_unscales_gradients_once(optimizer):
         if dtype == torch.float16:
             own.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         own.start_epoch()
-        before = torch.cat([w.detach().ravel() for w in own.net.parameters()])
         own.step(IMAGES, LABELS)
-        after = torch.cat([w.detach().ravel() for w in own.net.parameters()])
-        steps.append(after - before)
-    exact, *scaled = steps
-    for moved in scaled:
-        assert torch.cosine_similarity(moved, exact, dim=0) > 0.9
-        assert moved.norm().item() == pytest.approx(exact.norm().item(), rel=0.05)
+        gradients.append(torch.cat([w.grad.ravel() for w in own.net.parameters()]))
+    exact, *scaled = gradients
+    for found in scaled:
+        assert torch.cosine_similarity(found, exact, dim=0) > 0.9
+        assert found.norm().item() == pytest.approx(exact.norm().item(), rel=0.05)
 
 
 @pytest.mark.slow

@@ -40,11 +40,13 @@ def names_of(net, weights):
 
 
 def test_groups_of_weights_of_a_table():
-    own = start("--optimizer", "muon", "--weight-decay", 0.01)
+    own = start("--optimizer", "muon", "--weight-decay", 0.01, "--muon-decay", 0.02)
     sgd, muon = own.optimizers
+    assert muon.param_groups[0]["weight_decay"] == 0.02
     decayed, free = sgd.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.01, 0)
     assert decayed["nesterov"]
+    assert decayed["momentum"] == 0.9
     assert all(".norm." in name for name in names_of(own.net, free["params"]))
     assert names_of(own.net, decayed["params"]) == [
         "c2.down.depthwise.weight",
@@ -159,7 +161,8 @@ def test_a_layer_used_twice_is_stepped_once():
             super().__init__()
             self.first = nn.Conv2d(3, 8, 3)
             self.same = nn.Conv2d(8, 8, 3, padding=1)
-            self.again = self.same
+            self.again = nn.Conv2d(8, 8, 3, padding=1)
+            self.again.weight = self.same.weight
             self.fc = nn.Linear(8, 10)
 
         def forward(self, x):

@@ -15,7 +15,14 @@ from dataset import HOLE, MOVE, AugmentedImages, augmentation
 from layers import NORMS
 from model import DOWNSAMPLE, build
 from receptive_field import trace
-from rules import PARAMETERS, RECEPTIVE_FIELD, checklist
+from rules import (
+    FIELD_TO_EXCEED,
+    GOAL,
+    PARAMETER_LIMIT,
+    PARAMETERS,
+    RECEPTIVE_FIELD,
+    checklist,
+)
 from train import parse_arguments
 
 pytestmark = pytest.mark.slow
@@ -23,6 +30,11 @@ PUBLISHED = ("default", "plain", "record", "reference")
 MEAN = (0.4914, 0.4822, 0.4465)
 FILL = (125, 123, 114)  # MEAN on the scale of the image
 EDITED = "a default of the augmentation in dataset.py was edited: "
+
+
+def test_limits_are_the_assignments():
+    limits = (PARAMETER_LIMIT, FIELD_TO_EXCEED, GOAL)
+    assert limits == (200_000, 44, 0.85), "the limits in rules.py were edited"
 
 
 def test_augmentation_is_the_assignments_three():

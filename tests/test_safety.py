@@ -298,18 +298,23 @@ def resume(folder):
     assert train_here(folder, "--resume", "last.pt", "-j", "0") == 0
 
 
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("name", ["best.pt", "history.csv", "run.json", "last.pt"])
-def test_ctrl_c_inside_a_save_lets_it_end(tmp_path, capsys, monkeypatch, name):
+def test_a_signal_inside_a_save_lets_it_end(tmp_path, capsys, monkeypatch, name, kind):
     """All files are then of the epoch that was being saved, and so is what is printed."""
     replace = os.replace
 
     def interrupted(temporary, path):
         if path.name == name:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(kind)
         replace(temporary, path)
 
     monkeypatch.setattr(os, "replace", interrupted)
-    assert train_here(tmp_path, *SMALL, *THREE) == 130
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as a script
+    try:
+        assert train_here(tmp_path, *SMALL, *THREE) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert "interrupted: 1 of 3 epochs" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "best.pt")["epoch"] == 1
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
@@ -346,7 +351,7 @@ def test_resume_is_exact(trained, stopped):
     assert_same_training(trained, stopped)
 
 
-def test_resume_of_a_moved_last_pt_brings_the_best_epoch(interrupted, tmp_path):
+def test_resume_of_a_moved_last_pt_brings_the_best_epoch(interrupted, tmp_path, capsys):
     """Also where no later epoch is better: then best.pt is not written anew."""
     checkpoint = load_checkpoint(interrupted / "last.pt")
     history = checkpoint["resume"]["history"]
@@ -359,6 +364,12 @@ def test_resume_of_a_moved_last_pt_brings_the_best_epoch(interrupted, tmp_path):
     best = load_checkpoint(tmp_path / "moved" / "best.pt")
     assert (best["epoch"], best["accuracy"]) == (1, 1.0)
     assert same_weights(best["weights"], weights)
+    images, labels, _ = load("digits", None, train=False)
+    with torch.no_grad():
+        scores = restore(best).eval()(images.permute(0, 3, 1, 2))
+    accuracy = (scores.argmax(1) == labels).float().mean().item()
+    said = capsys.readouterr().out
+    assert f"test accuracy of the best epoch: {accuracy:.2%}" in said
     last = load_checkpoint(tmp_path / "moved" / "last.pt")
     assert last["epoch"] == 3
     assert same_weights(last["resume"]["best_weights"], weights)
@@ -1056,18 +1067,10 @@ def test_fuzzed_pickles(trained, tmp_path_factory, changes):
 @given(st.sampled_from(["png", "jpeg", "webp", "gif"]), bytes_changed)
 def test_fuzzed_images(tmp_path_factory, kind, changes):
     path = tmp_path_factory.getbasetemp() / f"fuzzed.{kind}"
-    Image.effect_noise((40, 40), 80).convert("RGB").save(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
     path.write_bytes(changed(path.read_bytes(), changes))
     try:
         assert read_image(path).shape == (32, 32, 3)
     except UserError:
         pass
-
-
-def test_saving_costs_little(tmp_path):
-    """A generous bound for the time of an epoch's files; the README has the ratio."""
-    weights = {"kernel": torch.randn(200_000)}  # as many as the rules allow
-    start = time.perf_counter()
-    for name in ("best.pt", "last.pt"):
-        save_checkpoint(tmp_path / name, {"weights": weights})
-    assert time.perf_counter() - start < 1
