@@ -158,6 +158,7 @@ def test_two_processes_are_one_in_float16(tmp_path):
 def test_running_averages_are_those_of_the_first(tmp_path):
     """With them all processes test, and with them the network is saved."""
     arguments = [*RECIPE, "--arch", "small", "--norm", "batch", "--epochs", "1"]
+    arguments += ["--lr", "0.3", "--muon-lr", "0.04"]  # so that something is learned
     _, errors = two(tmp_path, arguments=arguments).communicate(timeout=120)
     (row,) = read_history(tmp_path)
     images, labels = load_splits("digits", "", 1100)[0]["val"]
@@ -165,7 +166,7 @@ def test_running_averages_are_those_of_the_first(tmp_path):
     with torch.no_grad():
         scores = net(images.permute(0, 3, 1, 2))
     loss = torch.nn.functional.cross_entropy(scores, labels).item()
-    assert float(row["val_loss"]) == pytest.approx(loss, rel=1e-4), errors
+    assert float(row["val_loss"]) == pytest.approx(loss, rel=1e-5), errors
 
 
 @linux
