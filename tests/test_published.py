@@ -182,9 +182,10 @@ def test_recipe_is_that_of_the_readme():
     assert (args.move, args.hole) == (0.7, 0.15), edited
 
 
-@pytest.mark.parametrize("name", ["default", "record"])
-def test_pretrained_weights_are_those_of_the_results(name):
-    path = ROOT / "pretrained" / f"{name}.pt"
+@pytest.mark.parametrize("file", ["default.pt", "record.pt", "record-1.pt"])
+def test_pretrained_weights_are_those_of_the_results(file):
+    path = ROOT / "pretrained" / file
+    name = path.stem.removesuffix("-1")
     checkpoint = load_checkpoint(path)
     net = restore(checkpoint)
     assert path.stat().st_size < 1_000_000
