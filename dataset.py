@@ -1290,9 +1290,8 @@ def ignore_lost_connections(_):
         if not issubclass(kind, ConnectionError):
             sys.__excepthook__(kind, *rest)
 
-    sys.excepthook = (
-        show  # of a thread of multiprocessing; the worker's own errors travel
-    )
+    # That of a thread of multiprocessing; the worker's own errors travel.
+    sys.excepthook = show
 
 
 @contextlib.contextmanager

@@ -246,10 +246,8 @@ class Recorder(TorchFunctionMode):
         code or through NumPy, say.
         """
         if self.versions.get(id(tensor)) != version_of(tensor):
-            operation, reason = (
-                UNSEEN,
-                "it cannot be seen what a tensor is computed from",
-            )
+            operation = UNSEEN
+            reason = "it cannot be seen what a tensor is computed from"
             if id(tensor) in self.versions:
                 operation, reason = "written", "written to in place"
             node = Node(self.layers[-1], operation, [self.nodes[-1]], unknown=reason)

@@ -1442,6 +1442,22 @@ def test_the_augmentation_has_its_defaults_in_one_place():
     assert (args.move, args.hole) == (dataset.MOVE, dataset.HOLE)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has one place for it")
+@pytest.mark.parametrize(
+    ("platform", "given", "parent"),
+    [
+        ("linux", "/somewhere", "/somewhere"),
+        ("linux", "not/absolute", "~/.cache"),  # which the XDG specification ignores
+        ("linux", "", "~/.cache"),
+        ("darwin", "/somewhere", "~/Library/Caches"),
+    ],
+)
+def test_the_cache_is_where_the_system_keeps_it(monkeypatch, platform, given, parent):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert dataset.cache_folder().parent == Path(parent).expanduser()
+
+
 @pytest.fixture
 def reading(tmp_path, monkeypatch, capsys):
     """Reads a folder of six pictures as if it were a large one; of each: its first pixel.

@@ -279,6 +279,17 @@ def test_compare(trained, call, fails, tmp_path):
     assert "does not hold a whole training" in fails(compare.main, "results/empty")
 
 
+def test_the_table_says_when_the_goal_was_reached(trained, call, tmp_path):
+    accuracies = [GOAL - 0.1, GOAL + 0.02, GOAL, GOAL - 0.01]
+    lines = ["epoch,test_loss,test_accuracy"]
+    lines += [f"{epoch},1,{value}" for epoch, value in enumerate(accuracies, 1)]
+    (tmp_path / "results" / "a" / "history.csv").write_text("\n".join(lines))
+    _, output, _ = call(compare.main, "results/a")
+    cells = output.splitlines()[1].split()
+    expected = ["2", f"{GOAL + 0.02:.2%}", f"{GOAL - 0.01:.2%}"]  # first, best, last
+    assert cells[5:8] == expected
+
+
 def test_joint_curves_of_trainings_of_other_lengths_and_metrics(
     trained, call, tmp_path, monkeypatch
 ):

@@ -783,6 +783,17 @@ def test_loss_that_explodes_stops_the_training(call, tmp_path):
         load_checkpoint(path)  # finite
 
 
+def test_evaluation_that_explodes_stops_the_training(call, monkeypatch):
+    def exploded(net, images, *settings, **named):
+        return torch.full((len(images), 10), math.inf)
+
+    monkeypatch.setattr(train, "predict", exploded)
+    status, _, errors = call(train.main, *SMALL, "-j", "0")
+    assert status == 2
+    assert "the val loss became nan in epoch 1" in errors
+    assert not Path("last.pt").exists()
+
+
 def damage(trained, tmp_path, change):
     """A copy of the checkpoint with a changed entry."""
     checkpoint = load_checkpoint(trained / "best.pt")

@@ -592,9 +592,20 @@ def test_checkpoint_of_before_there_were_mirrored_kernels(call):
     assert f"accuracy {checkpoint['accuracy']:.2%}" in output
 
 
-def test_cost_of_a_class_that_has_gone(call, fails, monkeypatch):
+def test_cost_is_drawn_while_its_class_is_there(call, fails, monkeypatch):
+    monkeypatch.setitem(ARCHS, "published", None)
     options = [*QUICK, "--epochs", 1, "--arch", "own", "--name", "own"]
     assert call(train.main, *options)[0] == 0
+    figures = []
+    monkeypatch.setattr(
+        plot_cost, "save_figure", lambda figure, _: figures.append(figure)
+    )
+    options = ["results/own", "--images", "squares"]
+    assert call(plot_cost.main, *options)[0] == 0
+    own, published, _ = (line.get_label() for line in figures[0].axes[0].lines)
+    accuracy = load_checkpoint("results/own/last.pt")["accuracy"]
+    assert own == f"own, squares: {100 * accuracy:.2f} % after 1 epochs"
+    assert published.endswith("original files: 91.91 % after 60 epochs")
     monkeypatch.delitem(ARCHS, "own")
     errors = fails(plot_cost.main, "results/own", "--out", "cost.png")
     assert "the class 'own' of results/own is not in ARCHS" in errors
