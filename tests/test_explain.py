@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import math
 import re
@@ -823,6 +824,16 @@ def test_the_last_severity_of_a_corruption_is_the_worst(name):
         differences.append((result.float() - images).abs().mean().item())
     assert 0 < min(differences)
     assert max(differences[:2]) < differences[2]
+
+
+def test_the_corruption_jpeg_is_pillows():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (3, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    found = trust.corrupted(images, trust.CORRUPTIONS["JPEG"][0])
+    for image, result in zip(images.numpy(), found.numpy()):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=80, subsampling="4:2:0")
+        assert np.array_equal(result, Image.open(file))
 
 
 def test_trust_prints_all(call, monkeypatch):

@@ -30,6 +30,17 @@ from evaluate import measure, predict, test_images
 from machine import add_device_options, pick_device, pick_precision, place
 from plots import metrics_in_words
 
+
+class Jpeg(A.ImageCompression):
+    """JPEG, whose colours albumentations takes in the order blue, green, red."""
+
+    def apply(self, image, *settings, **named):
+        exchanged = super().apply(
+            np.ascontiguousarray(image[..., ::-1]), *settings, **named
+        )
+        return exchanged[..., ::-1]
+
+
 # Each three severities.
 BLOCKS = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_NEAREST_EXACT}
 CORRUPTIONS = {
@@ -56,7 +67,7 @@ CORRUPTIONS = {
         for n in (10, 20, 30)
     ],
     "pixelate": [A.Downscale((n, n), BLOCKS) for n in (0.95, 0.85, 0.65)],
-    "JPEG": [A.ImageCompression("jpeg", (n, n)) for n in (80, 58, 40)],
+    "JPEG": [Jpeg("jpeg", (n, n)) for n in (80, 58, 40)],
 }
 
 
