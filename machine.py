@@ -269,6 +269,33 @@ def warn_of_unsafe_layers(net, device, dtype):
             )
 
 
+def warn_of_layer_norms(net, nodes, device, dtype):
+    """Warn of layer norms whose weights and biases PyTorch trains wrongly on CPUs.
+
+    It adds up their gradients in the precision of the maps (seen in torch 2.14.1; compiled it
+    does not): in bfloat16, from 256 addends of one size on, the sum stays as it is. `nodes`
+    are those of `receptive_field.trace`. Where a norm is over all of an image there is one
+    addend an image, which is few enough.
+    """
+    if device.type != "cpu" or dtype == torch.float32:
+        return
+    modules = dict(net.named_modules())
+    names = {}  # each once, in order
+    for node in nodes:
+        if node.operation == "layer_norm":
+            module = modules.get(f"body.{node.layer}")
+            axes = len(getattr(module, "normalized_shape", (1,)))
+            if len(node.shape) > axes:
+                names[node.layer or "forward"] = None
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        print(
+            f"warning   {', '.join(list(names)[:3])}{more}: on CPUs the gradients of layer "
+            f"norm's weights are wrong in {str(dtype).removeprefix('torch.')}, of large batches "
+            "less than half of what they should be: give --amp off"
+        )
+
+
 class World(NamedTuple):
     """The processes that train together, and which of them this one is."""
 

@@ -82,6 +82,7 @@ from machine import (
     pick_device,
     pick_precision,
     place,
+    warn_of_layer_norms,
     warn_of_unsafe_layers,
     warn_of_unused_gpu,
 )
@@ -419,6 +420,8 @@ def train(args, resumed, images, files, device, world=ALONE):
     print_note_on_scores(scores, nodes)
     warn_of_unused_gpu(device)
     warn_of_unsafe_layers(net, device, dtype)
+    if not compiled:
+        warn_of_layer_norms(net, nodes, device, dtype)
     if args.find_lr:
         return suggest_rates(training, loader, files)
 

@@ -12,8 +12,10 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, run_script
 from test_optim import IMAGES, LABELS, start
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import machine
@@ -22,7 +24,8 @@ from checkpoint import load_checkpoint
 from engine import Training
 from layers import Conv
 from machine import ALONE
-from model import Net, build
+from model import ARCHS, Net, build
+from receptive_field import trace
 from utils import UserError
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -383,6 +386,45 @@ def test_layers_that_are_unsafe_on_cpus_are_named(capsys, device, dtype, warned)
     assert [line.split()[1] for line in lines] == [f"{name}:" for name in warned]
 
 
+class LayerNorms(nn.Module):
+    """One over all of a map, three over the channels of each pixel, one of numbers."""
+
+    def __init__(self, classes=10):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.whole = nn.LayerNorm((8, 4, 4))
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.scale = nn.Parameter(torch.ones(8))
+        self.last = nn.LayerNorm(8)
+        self.head = nn.Linear(8, classes)
+
+    def forward(self, x):
+        x = self.whole(self.patches(x))
+        x = self.block(x.flatten(2).transpose(1, 2))  # (N, pixels, channels)
+        x = F.layer_norm(x, (8,), self.scale)
+        return self.head(self.last(x.mean(1)))
+
+
+@pytest.mark.parametrize(
+    ("amp", "warned"),
+    [("bfloat16", True), ("float16", True), ("off", False)],
+)
+def test_layer_norms_of_pixels_are_named(call, monkeypatch, amp, warned):
+    monkeypatch.setitem(ARCHS, "norms", LayerNorms)
+    options = ["--arch", "norms", "--amp", amp, "--dry-run"]
+    status, output, errors = call(train.main, *DIGITS, *options)
+    assert status == 0, errors
+    names = "block.norm1, block.norm2, forward: on CPUs the gradients of layer norm's"
+    assert (names in output) == warned
+    assert ("layer norm" in output) == warned
+
+
+def test_layer_norms_are_right_elsewhere(capsys):
+    nodes = trace(LayerNorms())
+    machine.warn_of_layer_norms(LayerNorms(), nodes, CUDA, torch.bfloat16)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize(
     "error",
@@ -432,11 +474,12 @@ def test_lost_process_keeps_its_cause(fails, monkeypatch):
 def test_a_training_asks_for_what_the_machine_needs(call, monkeypatch):
     """Each is tested by itself; here, that it is asked at all."""
     asked = []
-    for name in ("keep_freed_memory", "warn_of_unused_gpu", "warn_of_unsafe_layers"):
+    names = ["keep_freed_memory", "note", "warn_of_layer_norms"]
+    names += ["warn_of_unsafe_layers", "warn_of_unused_gpu"]
+    for name in set(names) - {"note"}:
         monkeypatch.setattr(train, name, lambda *_, name=name: asked.append(name))
     monkeypatch.setattr(machine.Crowding, "note", lambda _: asked.append("note"))
     assert call(train.main, *DIGITS, "--dry-run")[0] == 0
-    names = ["keep_freed_memory", "note", "warn_of_unsafe_layers", "warn_of_unused_gpu"]
     assert sorted(asked) == names
 
 
