@@ -419,10 +419,16 @@ def test_layer_norms_of_pixels_are_named(call, monkeypatch, amp, warned):
     assert ("layer norm" in output) == warned
 
 
-def test_layer_norms_are_right_elsewhere(capsys):
+def test_layer_norms_are_right_elsewhere(call, capsys, monkeypatch):
     nodes = trace(LayerNorms())
     machine.warn_of_layer_norms(LayerNorms(), nodes, CUDA, torch.bfloat16)
     assert capsys.readouterr().out == ""
+    monkeypatch.setitem(ARCHS, "norms", LayerNorms)
+    monkeypatch.setattr(train, "compile_where_it_pays", lambda *_: True)
+    options = ["--arch", "norms", "--amp", "bfloat16", "--dry-run"]
+    status, output, _ = call(train.main, *DIGITS, *options)
+    assert status == 0
+    assert "layer norm" not in output
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
