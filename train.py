@@ -415,7 +415,7 @@ def train(args, resumed, images, files, device, world=ALONE):
     run = describe(options, images, net, device, dtype, compiled, on_device, world)
     title = title_of(net.config, args.downsample)
     saved = saved_by_mirroring(net)
-    shown = f"{title} ({saved:,} parameters fewer)" if saved else title
+    shown = f"{title} (saving {saved:,})" if saved else title
     print_header(args, shown, rules, run["made_with"], training.optimizers)
     print_note_on_scores(scores, nodes)
     warn_of_unused_gpu(device)

@@ -198,3 +198,22 @@ def test_pretrained_weights_are_those_of_the_results(file):
     results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     section = results.split(f"## The {name} network\n")[1].split("\n## ")[0]
     assert f"{checkpoint['accuracy']:.2%}".replace("%", " %") in section
+
+
+def test_receptive_field_by_hand_is_that_of_the_default():
+    """The table in docs/how-it-works.md, against what is traced."""
+    text = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    section = text.split("## Receptive field\n")[1].split("\n## ")[0]
+    by_hand = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            name, *cells = [cell.strip(" `") for cell in line.strip("|").split("|")]
+            by_hand[name] = [int(cell) for cell in cells]
+    fields = receptive_fields(build("default", "dilated", "batch", None))
+    before, jump = 1, 1
+    for name, (kernel, stride, dilation, jump_before, adds, field) in by_hand.items():
+        assert jump_before == jump, name
+        assert adds == (kernel - 1) * dilation * jump, name
+        assert field == before + adds == fields[name], TABLE.format("default") + name
+        before, jump = field, jump * stride
+    assert len(by_hand) == len(fields) - 1  # the last layer adds nothing

@@ -1038,7 +1038,7 @@ def test_the_header_says_what_mirrored_kernels_save(call, monkeypatch):
     _, output, _ = call(train.main, *DIGITS, "--arch", "small", "--dry-run")
     total = count_parameters(build("small", "dilated", "batch", None, kernels="free"))
     kept = count_parameters(build("small", "dilated", "batch", None))
-    assert f"mirrored kernels ({total - kept:,} parameters fewer): {kept:,} " in output
+    assert f"mirrored kernels (saving {total - kept:,}): {kept:,} " in output
     monkeypatch.setitem(ARCHS, "listed", ARCHS["small"].rows)  # a list says nothing
     _, output, _ = call(train.main, *DIGITS, "--arch", "listed", "--dry-run")
     assert f"free kernels: {total:,} " in output
