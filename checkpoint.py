@@ -68,7 +68,7 @@ LEFT_IN_OUT = (
 )  # fmt: skip
 # What the `Net.config` of older versions lacks, and what it was then.
 OLDER_CONFIG = {"kernels": "free", "activation": "relu", "side": 32}
-OLDER_OPTIONS = {"peak": 0.3, "small": 0.0}  # and their options
+OLDER_OPTIONS = {"mirror": None, "peak": 0.3, "small": 0.0}  # and their options
 
 
 def save_checkpoint(path, checkpoint):
@@ -473,8 +473,10 @@ def describe(options, images, net, device, dtype, compiled, on_device, world):
 
 def file_digest(path):
     """The SHA-256 of a file; None where there is none, as of an --init at --resume."""
-    path = Path(path)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def left_behind(files, run, is_continued):

@@ -575,7 +575,10 @@ def hold_out_files(listing):
     of_class = {}
     for path, label in zip(listing.paths, listing.labels):
         name = as_nfc(Path(path).relative_to(listing.folder).as_posix())
-        of_class.setdefault(label, []).append((sha256(name.encode()).digest(), path))
+        key = sha256(
+            name.encode(errors="surrogatepass")
+        ).digest()  # it need not be text
+        of_class.setdefault(label, []).append((key, path))
     held_out = set()
     for label, members in of_class.items():
         if len(members) < 2:

@@ -52,7 +52,7 @@ from plots import (
     plot_images,
     plot_mistakes,
 )
-from receptive_field import gives_map, keeps_axes, trace
+from receptive_field import gives_map, joins, keeps_axes, trace
 from rules import add_rules_option, checklist, print_checklist
 from utils import (
     Parser,
@@ -207,8 +207,9 @@ def print_classified(results):
 class MapRecorder(TorchFunctionMode):
     """Keeps every feature map (N, C, H, W) that is computed while it is on, in order.
 
-    That is what a function of such maps gives, a convolution, say, and what is computed from
-    one element by element. Other tensors with four axes may have them in another order.
+    That is what a function of such maps gives, a convolution, say, what is computed from one
+    element by element, and such maps with their channels joined. Other tensors with four axes
+    may have them in another order.
     """
 
     def __init__(self):
@@ -217,12 +218,21 @@ class MapRecorder(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        is_map = isinstance(result, torch.Tensor) and result.ndim == 4
-        if is_map and result.requires_grad and max(result.shape[2:]) > 1:
-            from_map = any(one is known for one in args for known in self.maps)
-            if gives_map(function) or (from_map and keeps_axes(function)):
-                self.maps.append(result)
+        if isinstance(result, torch.Tensor) and self.is_map(function, args, result):
+            self.maps.append(result)
         return result
+
+    def is_map(self, function, args, result):
+        if result.ndim != 4 or not result.requires_grad or max(result.shape[2:]) == 1:
+            return False
+        if gives_map(function):
+            return True
+        known = {id(one) for one in self.maps}
+        if keeps_axes(function):
+            return any(id(one) in known for one in args)
+        parts = args[0] if args and joins(function) else []
+        are_maps = len(parts) > 0 and all(id(part) in known for part in parts)
+        return are_maps and result.shape[1] == sum(part.shape[1] for part in parts)
 
 
 def grad_cam(net, images, targets, layer=None):
@@ -401,7 +411,10 @@ def main(argv=None):
         return 0
     trained_on = checkpoint["args"]["dataset"]
     source = DATASETS.get(trained_on if args.images else args.dataset or trained_on)
-    if args.tta and source and not source.mirror:
+    may_mirror = checkpoint["args"].get("mirror")
+    if may_mirror is None:  # the option was not given
+        may_mirror = source is None or source.mirror
+    if args.tta and not may_mirror:
         raise UserError(
             "--tta looks at mirror images too, and these are of another class: leave it out"
         )
@@ -412,7 +425,7 @@ def main(argv=None):
     options = (device, dtype, args.tta, dark_ground, pictures[0])
     results = classify(net, args.images, checkpoint["classes"], *options)
     if args.json:
-        write_json(args.json, {"checkpoint": args.ckpt, "images": results})
+        write_json(args.json, origin(args, checkpoint) | {"images": results})
     if args.predictions:
         write_predictions(args.predictions, results)
     return 1 if any("error" in result for result in results) else 0
@@ -457,14 +470,18 @@ def evaluate(args, checkpoint, net, device, dtype, pictures):
             predictions.append(result | {"classes": dict(zip(classes, shares))})
         write_predictions(args.predictions, predictions)
     if args.json:
-        content = {"checkpoint": args.ckpt, "dataset": dataset, "tta": args.tta}
-        content |= {key: checkpoint[key] for key in ("epoch", "args", "made_with")}
-        content |= metrics
+        content = origin(args, checkpoint) | {"dataset": dataset} | metrics
         content["classes"] = classes
         content["confusion_matrix"] = matrix.tolist()
         content["report"] = report(labels, scores, classes, output_dict=True)
         content["rules"] = [rule._asdict() for rule in rules]
         write_json(args.json, content)
+
+
+def origin(args, checkpoint):
+    """What the file of --json says of the checkpoint, and how it was evaluated."""
+    content = {"checkpoint": args.ckpt, "tta": args.tta}
+    return content | {key: checkpoint[key] for key in ("epoch", "args", "made_with")}
 
 
 def export(net, classes, path):
@@ -541,7 +558,8 @@ def test_images(args, checkpoint):
     """
     data_dir = args.data_dir or checkpoint["args"]["data_dir"]
     dataset = args.dataset or checkpoint["args"]["dataset"]
-    if args.dataset is None and dataset == "folder":
+    may_be_other = dataset == "folder" or (dataset == "cifar10" and args.data_dir)
+    if args.dataset is None and may_be_other:
         # A copy of CIFAR-10 in folders may be gone where its own files are, or can be.
         is_cifar = checkpoint["classes"] == CIFAR10_CLASSES
         if is_cifar and args.data_dir is None and not Path(data_dir).exists():

@@ -164,7 +164,7 @@ def has_nvidia_gpu():
 
 def is_out_of_memory(error):
     """Whether an error says that a device, or the CPU, has no memory left."""
-    words = "out of memory|can't allocate memory"
+    words = "out of memory|can't allocate memory|not enough memory"
     return bool(re.search(words, str(error), re.IGNORECASE))
 
 
@@ -177,7 +177,8 @@ def compile_where_it_pays(training, choice, image_count, batches, world):
     """
     kind = training.device.type
     is_worth_it = image_count >= COMPILE_FROM.get(kind, math.inf)
-    is_worth_it &= training.dtype != torch.float32
+    if kind == "cpu":
+        is_worth_it &= training.dtype == torch.bfloat16
     if choice == "off" or (choice == "auto" and not is_worth_it):
         return False
     print("compiling the network, which takes a while")

@@ -788,7 +788,9 @@ def main(argv=None):
         print(f"those of {', '.join(sorted(uncounted))} are not counted")
     if args.computed:
         print_computed(net)
-    if args.plot:
+    if args.plot and not lines:
+        print("note      no layer is known that could be drawn")
+    elif args.plot:
         from plots import plot_network  # here, as it takes seconds to load
 
         plot_network(lines, title_of(net.config, args.downsample), args.plot)

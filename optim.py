@@ -29,11 +29,12 @@ def make_optimizers(net, head, args):
             "(parametrizations): SGD trains these, and not Muon"
         )
     taken = {id(kernel) for kernel in kernels}
+    of_norms = weights_of_norms(net)
     matrices, vectors = [], []
     for weight in net.parameters():
         if id(weight) in taken or not weight.requires_grad:
             continue
-        if weight.ndim > 1:
+        if weight.ndim > 1 and id(weight) not in of_norms:
             matrices.append(weight)
         else:
             vectors.append(weight)
@@ -119,6 +120,15 @@ def count_computed(net):
             is_trained = any(weight.requires_grad for weight in layer.parameters())
             count += is_trained and not isinstance(layer.weight, nn.Parameter)
     return count
+
+
+def weights_of_norms(net):
+    """The ids of the weights of norms that may have several axes."""
+    found = set()
+    for module in net.modules():
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            found.update(id(weight) for weight in module.parameters())
+    return found
 
 
 def mixing_kernels(net, head):

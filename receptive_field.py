@@ -514,6 +514,11 @@ def keeps_axes(function):
     return HANDLERS.get(function, (None, None))[1] in (pointwise, normalise)
 
 
+def joins(function):
+    """Whether a function joins several tensors to one."""
+    return HANDLERS.get(function, (None, None))[1] is join
+
+
 # Statistics are left out of a receptive field, as is usual.
 @handles("batch_norm instance_norm group_norm layer_norm rms_norm")
 def normalise(call, input, *args, **kwargs):

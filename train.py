@@ -132,6 +132,8 @@ def add_data_options(add):
     add("-j", "--workers", type=NATURAL,
         help="processes that augment (default: all cores but two, 8 at most; for a GPU two "
         "at least)")
+    add("--mirror", action=argparse.BooleanOptionalAction,
+        help="whether half of the images are mirrored (default: of all but digits and mnist)")
     add("--move", type=FRACTION, default=MOVE,
         help="probability that an image is shifted (-1, 0 or 1 pixels each way: albumentations "
         "cuts parts off), scaled and rotated")
@@ -367,6 +369,11 @@ def main(argv=None):
                 f"{device} has too little memory: try a smaller --batch-size "
                 f"than {args.batch_size}"
             )
+        if "deterministic implementation" in str(error):
+            raise UserError(
+                f"--deterministic: {str(error).split(' does not')[0]} of this network has no "
+                f"deterministic form on {device.type}: leave the option out"
+            )
         if is_lost(error):
             raise OwnError(
                 "another process ended: what is saved is whole, --resume goes on "
@@ -489,7 +496,7 @@ def set_seed(args):
     seed_all(args.seed)
     if args.deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what cuBLAS asks for
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(args.deterministic)
 
 
 def seed_all(seed):
@@ -506,7 +513,7 @@ def make_loader(images, args, device, world):
             f"--batch-size {args.batch_size} on {world.size} processes: "
             "choose one they can share evenly"
         )
-    mirror = DATASETS[args.dataset].mirror
+    mirror = DATASETS[args.dataset].mirror if args.mirror is None else args.mirror
     transform = augmentation(images.mean, mirror, args.move, args.hole)
     data = AugmentedImages(*images.splits["train"], transform, args.seed)
     on_device = augments_on_device(args.augment, data, device)

@@ -54,6 +54,9 @@ def run(main):
         message = f"{Path(sys.argv[0]).name}: error: {error}"
         complain(message, in_any_process=isinstance(error, OwnError))
         sys.exit(2)
+    except PermissionError as error:  # which Path.exists and others raise, before 3.14
+        complain(f"{Path(sys.argv[0]).name}: error: no permission for {error.filename}")
+        sys.exit(2)
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
@@ -276,7 +279,8 @@ def write_csv(path, rows):
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_file(path, text.getvalue().encode())
+    # The name of a file need not be text.
+    write_file(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def write_json(path, content):

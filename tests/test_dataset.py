@@ -642,6 +642,19 @@ def test_broken_files_of_both_parts_are_named(image_folder, fails):
     assert "dog/test.jpg" in errors
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
+def test_names_of_images_need_not_be_text(image_folder, call):
+    whole = image_folder / "train"
+    (image_folder / "test").rename(image_folder.parent / "other")
+    name = os.fsdecode(b"caf\xe9.png")
+    (whole / "dog" / "000.png").rename(whole / "dog" / name)
+    options = ["--data-dir", whole, "--arch", "small", "-b", 32, "--epochs", 1, "-j", 0]
+    assert call(train.main, *options)[0] == 0
+    options = ["--images", whole / "dog", "--predictions", "dogs.csv"]
+    assert call(evaluate.main, *options)[0] == 0
+    assert "caf\\udce9.png" in Path("dogs.csv").read_text(encoding="utf-8")
+
+
 def test_a_folder_without_a_test_part_holds_out_the_same_images(image_folder, call):
     """In training and in evaluation, which says how good it is at what it never saw."""
     whole = image_folder / "train"

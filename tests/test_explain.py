@@ -32,7 +32,7 @@ import engine
 import evaluate
 import plots
 import train
-from checkpoint import History, load_checkpoint, restore
+from checkpoint import History, load_checkpoint, restore, save_checkpoint
 from evaluate import grad_cam, grad_cam_or_note, overlay
 from model import build
 from rules import GOAL
@@ -105,6 +105,26 @@ def test_grad_cam_is_of_the_last_map_whatever_it_is_called():
     frozen = KnownNet().requires_grad_(False)
     assert torch.allclose(grad_cam(frozen, images, targets), known, atol=1e-6)
     assert grad_cam(OwnNet(), images, targets).shape[0] == 3
+
+
+class Joined(KnownNet):
+    """The same, but each of the two maps has a convolution of its own."""
+
+    def forward(self, images):
+        kernels = self.c4.weight
+        maps = [F.conv2d(images.float(), kernel[None]) for kernel in kernels]
+        pairs = [
+            torch.cat([one, one], 0) for one in maps
+        ]  # of images, which are no maps
+        assert pairs[0].ndim == 4
+        return self.o(F.relu(torch.cat(maps, 1)))
+
+
+def test_grad_cam_is_of_maps_that_are_joined():
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    targets = torch.tensor([1, 0])
+    known = grad_cam(KnownNet(), images, targets)
+    assert torch.allclose(grad_cam(Joined(), images, targets), known, atol=1e-6)
 
 
 class Turned(KnownNet):
@@ -252,6 +272,49 @@ def test_mirror_images_are_averaged(trained, call, fails, monkeypatch):
     status, output, _ = call(evaluate.main, *options)
     assert status == 0
     assert "and their mirror images" in output
+    checkpoint = load_checkpoint("results/a/best.pt")
+    checkpoint["args"]["mirror"] = False  # the word of who trained it counts for more
+    save_checkpoint("results/a/best.pt", checkpoint)
+    assert "leave it out" in fails(evaluate.main, *options)
+
+
+@pytest.mark.parametrize(
+    ("dataset_name", "options", "expected"),
+    [
+        ("digits", [], 0.0),
+        ("digits", ["--mirror"], 0.5),
+        ("folder", [], 0.5),
+        ("folder", ["--no-mirror"], 0.0),
+    ],
+)
+def test_whether_images_are_mirrored(
+    call, image_folder, monkeypatch, dataset_name, options, expected
+):
+    transforms = []
+    monkeypatch.setattr(
+        train,
+        "AugmentedImages",
+        lambda images, labels, transform, seed: (
+            transforms.append(transform)
+            or dataset.AugmentedImages(images, labels, transform, seed)
+        ),
+    )
+    images = ["--dataset", dataset_name, "--data-dir", image_folder, "--dry-run"]
+    options = [*QUICK, *images, *options]
+    assert call(train.main, *options)[0] == 0
+    flip, *_ = transforms[0].transforms
+    assert flip.p == expected
+
+
+def test_test_images_of_a_folder_are_told_by_the_folder(image_folder):
+    """Also where the training's were CIFAR-10's own files."""
+    classes = ["chat gâté", "dog"]
+    made = {"dataset": "cifar10", "data_dir": "data"}
+    checkpoint = {"args": made, "classes": classes, "made_with": {}}
+    args = SimpleNamespace(ckpt="best.pt", dataset=None, data_dir=str(image_folder))
+    name, images, _, _ = evaluate.test_images(args, checkpoint)
+    assert name == "folder"
+    assert len(images) == 32
 
 
 def test_compare(trained, call, fails, tmp_path):

@@ -184,6 +184,8 @@ class Rehearsed:
     [
         (CPU, torch.float32, 10**9, "auto", False),
         (CPU, torch.float32, 1, "on", True),
+        (CPU, torch.float16, 10**9, "auto", False),
+        (CUDA, torch.float32, 2_000_000, "auto", True),
         (CPU, torch.bfloat16, 999_999, "auto", False),
         (CPU, torch.bfloat16, 1_000_000, "auto", True),
         (CUDA, torch.float16, 10**9, "off", False),
@@ -438,6 +440,9 @@ def test_layer_norms_are_right_elsewhere(call, capsys, monkeypatch):
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: not enough memory: you tried"
+        ),
     ],
 )
 def test_too_little_memory(fails, monkeypatch, error, rank):
@@ -451,6 +456,25 @@ def test_too_little_memory(fails, monkeypatch, error, rank):
     errors = fails(train.main, *DIGITS, "--dry-run", "-b", 96)
     assert "--batch-size" in errors
     assert "than 96" in errors
+
+
+def test_an_operation_without_a_deterministic_form_ends_in_a_line(fails, monkeypatch):
+    def step(*_):
+        raise RuntimeError(
+            "adaptive_max_pool2d_backward_cuda does not have a deterministic "
+            "implementation, but you set 'torch.use_deterministic_algorithms(True)'."
+        )
+
+    monkeypatch.setattr(Training, "step", step)
+    errors = fails(train.main, *DIGITS, "--dry-run", "--deterministic")
+    assert "--deterministic: adaptive_max_pool2d_backward_cuda of this net" in errors
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_next_training_of_a_notebook_need_not_be_deterministic(call):
+    for options, expected in ((["--deterministic"], True), ([], False)):
+        assert call(train.main, *DIGITS, "--dry-run", *options)[0] == 0
+        assert torch.are_deterministic_algorithms_enabled() == expected
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -742,6 +742,22 @@ def test_network_is_drawn_with_every_map_and_receptive_field(call, monkeypatch, 
         assert f"{size or '1x1'}\n{channels} channels" in sizes
 
 
+def test_a_network_of_no_known_layer_is_not_drawn(call, monkeypatch):
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 32, 32, 10))
+
+        def forward(self, x):
+            return torch.einsum("nchw,chwo->no", x, self.weight)
+
+    monkeypatch.setitem(ARCHS, "product", Product)
+    status, output, _ = call(model.main, "--arch", "product", "--plot")
+    assert status == 1  # of the rules
+    assert "no layer is known that could be drawn" in output
+    assert "The assignment's rules" in output
+
+
 def test_picture_of_a_network_is_written(call, tmp_path):
     _, output, _ = call(model.main, "--arch", "small", "--plot")
     assert "Picture: results/network.png" in output

@@ -76,6 +76,22 @@ def test_groups_of_weights_of_a_class():
     assert matrices == ["deep.0.weight", "fc.weight"]
 
 
+@pytest.mark.parametrize("optimizer", optim.DEFAULTS)
+def test_norms_over_several_axes_do_not_decay(monkeypatch, optimizer):
+    class Normed(nn.Sequential):
+        def __init__(self, norm):
+            norms = nn.LayerNorm((8, 8, 8)), nn.RMSNorm((8, 8))
+            super().__init__(nn.Conv2d(3, 8, 4, 4), *norms)
+            self.extend([nn.Conv2d(8, 10, 1), nn.AvgPool2d(8)])
+
+    monkeypatch.setitem(ARCHS, "normed", Normed)
+    own = start("--optimizer", optimizer, arch="normed")
+    decayed, free = own.optimizers[0].param_groups
+    assert decayed["weight_decay"] > free["weight_decay"] == 0
+    names = ["0.bias", "1.weight", "1.bias", "2.weight", "3.bias"]
+    assert names_of(own.net, free["params"]) == names
+
+
 @pytest.mark.parametrize("freeze", [False, True])
 @pytest.mark.parametrize("optimizer", optim.DEFAULTS)
 def test_frozen_weights_are_left_alone(optimizer, freeze):

@@ -1,6 +1,7 @@
 """Training and evaluation through the commands, on the digits and small folders."""
 
 import csv
+import errno
 import json
 import math
 import os
@@ -302,6 +303,19 @@ def test_output_that_cannot_be_written(fails, tmp_path):
     for option in ("--out", "--ckpt"):
         path = "file/below/best.pt"
         assert "cannot write" in fails(train.main, *QUICK, option, path)
+
+
+def test_a_folder_that_may_not_be_looked_into(fails, monkeypatch):
+    is_dir = Path.is_dir
+
+    def of_python_before_3_14(path):
+        if "locked" in path.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", of_python_before_3_14)
+    errors = fails(train.main, *QUICK, "--out", "locked")
+    assert "no permission for locked" in errors
 
 
 def test_full_disk_is_noticed_before_training(fails, monkeypatch):
