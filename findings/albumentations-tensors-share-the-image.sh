@@ -12,6 +12,7 @@
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+export NO_ALBUMENTATIONS_UPDATE=1  # or its import asks the network
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet "albumentations==2.0.8" "opencv-python-headless==5.0.0.93" "torch==2.14.1" "numpy==2.4.6"
 "$work/venv/bin/python" - <<'END'

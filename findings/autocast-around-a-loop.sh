@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A training whose loop is inside torch.autocast, in place of each forward pass.
 #
-# Expected: as around each forward pass, but shorter to write.
+# Expected: as around each forward pass, but shorter to write. (PyTorch's documentation says that it
+# should be around forward passes alone, but not what happens otherwise.)
 # Seen with PyTorch 2.14.1 on a CPU: autocast keeps the weights that it has cast until it is left.
 # Inside, every step after the first computes with the first weights: the loss of a fixed batch
 # stays what it was, while the optimizer goes on moving weights that nobody reads. A block with
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+torch.manual_seed(0)
 images, labels = torch.randn(32, 8), torch.arange(32) % 4
 
 

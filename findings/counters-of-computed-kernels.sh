@@ -5,7 +5,8 @@
 # Expected: what runs is counted, and the network is left as it was.
 # Seen with torchinfo 1.8.0, thop 0.1.1, ptflops 0.7.5, fvcore 0.1.5 and PyTorch 2.14.1: a module
 # that calls torch.nn.functional.conv2d with such kernels has 0 multiply-adds in thop, and in
-# torchinfo as many as it has weights, 216 of 442,368. PyTorch's own FlopCounterMode, fvcore and ptflops' "aten" backend count it.
+# torchinfo as many as it has weights, 216 of 442,368. PyTorch's own FlopCounterMode, fvcore and
+# ptflops' "aten" backend count it.
 # A batch norm that was frozen by eval() is in training after torchinfo and thop, and ptflops
 # leaves the whole network in evaluation.
 #
@@ -15,11 +16,12 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet "torch==2.14.1" "torchinfo==1.8.0" "thop==0.1.1.post2209072238" \
-    "ptflops==0.7.5" "fvcore==0.1.5.post20221221" "numpy==2.4.6" setuptools
+    "ptflops==0.7.5" "fvcore==0.1.5.post20221221" "numpy==2.4.6" "setuptools==80.9.0"
 "$work/venv/bin/python" -W ignore - <<'END'
 import contextlib
 import io
 import sys
+from importlib.metadata import version
 
 import fvcore.nn
 import ptflops
@@ -91,7 +93,8 @@ TOOLS = {
     "fvcore": by_fvcore,
     "PyTorch": by_pytorch,
 }
-print(f"PyTorch {torch.__version__}, torchinfo {torchinfo.__version__}; right: {RIGHT:,}")
+versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchinfo", "thop", "ptflops", "fvcore"))
+print(f"{versions}; right: {RIGHT:,}")
 macs, modes = {}, {}
 for name, count in TOOLS.items():
     net = network()

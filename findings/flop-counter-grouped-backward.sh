@@ -3,7 +3,7 @@
 #
 # Expected: a backward pass costs twice its forward pass, one part for the input's gradient and
 # one for the weights', whatever the number of groups: a depthwise layer is cheap in both.
-# Seen with PyTorch 2.14.1 (and 2.15.0): the forward pass is counted rightly. The part of the weights'
+# Seen with PyTorch 2.14.1: the forward pass is counted rightly. The part of the weights'
 # gradient is counted as if there were one group, and so as many times as there are groups too high:
 # for a depthwise layer of 64 channels the backward pass is said to cost 65 forward passes.
 #

@@ -3,8 +3,9 @@
 #
 # Expected: the same as of contiguous maps, up to rounding: a deviation of 1.
 # Seen with PyTorch 2.14.1: where the mean of a map is large beside its deviation, channels last
-# loses the variance. At a mean of 100 deviations the output is a hundredth off, at 1,000 more than
-# 1, at 3,000 its deviation is 270. Contiguous maps keep it right throughout.
+# loses the variance: at a mean of 300 deviations it is more than ten times as far off as contiguous
+# maps, which stay right. How far, depends on the CPU: with AVX512 the output was more than 1 off at
+# 1,000 deviations, and at 3,000 its own deviation was 270.
 #
 # Exit status: 0 while it is so, 1 when it has changed.
 set -euo pipefail
@@ -36,6 +37,6 @@ for mean in (0, 10, 100, 300, 1000, 3000):
         f"with a deviation of {deviation:.3f}"
     )
 is_so = found[10][1] < 1e-3 and found[1000][0] < 1e-2
-is_so &= found[300][1] > 10 * found[300][0] and found[1000][1] > 0.1
+is_so &= found[300][1] > 10 * found[300][0]
 sys.exit(0 if is_so else 1)
 END

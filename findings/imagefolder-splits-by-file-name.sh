@@ -2,7 +2,8 @@
 # Hugging Face datasets, load_dataset("imagefolder") of a folder of classes, of which one picture
 # or one class has a word such as "test" in its name.
 #
-# Expected: the names of the files do not matter: 100 pictures of two classes, all to train on.
+# Expected: that picture may be a split of its own, as the documentation has it of words in names; the
+# other 99 are there to train on, and all have labels.
 # Seen with datasets 5.2.0: a single cat/test-3.png makes a data set of one picture, in a split
 # "test" and without a label; the other 99 are left out without a word. So does "my cat eval.png".
 # Of the classes "cat" and "crash test" only the second one's pictures are there, without labels.

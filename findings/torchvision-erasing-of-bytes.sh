@@ -30,6 +30,8 @@ erased = result[result != GREY]
 values, counts = erased.unique(return_counts=True)
 for value, count in zip(values.tolist(), counts.tolist()):
     print(f"value {value}: {100 * count / len(erased):.1f} % of what was erased")
+share_of_0 = (erased == 0).float().mean()
 is_so = len(erased) > 2000 and bool(((values < 6) | (values > 250)).all())
+is_so = is_so and 0.6 < share_of_0 < 0.75 and bool((values > 250).any())
 sys.exit(0 if is_so else 1)
 END

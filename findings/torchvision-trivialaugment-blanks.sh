@@ -4,8 +4,8 @@
 # Expected: its shifts are for the size of the image, as those of RandAugment and AutoAugment are.
 # Seen with torchvision 0.29.2 and PyTorch 2.14.1: they are of up to 32 pixels, whatever the size.
 # Of 32x32 pixels 7 % of all images lose half or more, and one in about 215 all of them: it is
-# black, and keeps its label. Of 224x224 pixels none loses more than a seventh by a shift.
-# RandAugment at its highest strength shifts the same image by at most 14 pixels.
+# black, and keeps its label. RandAugment at its highest strength shifts the same image by 14
+# pixels at most.
 #
 # Exit status: 0 while it is so, 1 when it has changed.
 set -euo pipefail
@@ -43,5 +43,5 @@ for name, shares in (("TrivialAugmentWide", trivial), ("RandAugment", strongest)
         f"{100 * (shares == 1).float().mean():.2f} % all; most lost {shares.max():.0%}"
     )
 is_so = (trivial == 1).sum() > 20 and (trivial >= 0.5).sum() > 500
-sys.exit(0 if is_so and strongest.max() < 1 else 1)
+sys.exit(0 if is_so and abs(strongest.max() - 14 / 32) < 0.02 else 1)
 END
