@@ -1,5 +1,5 @@
 # Needs Python 3.11 or newer; everything else is installed into .venv, once.
-PYTHON ?= python3
+PYTHON ?= $(if $(filter Windows_NT,$(OS)),python,python3)
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ARGS ?=
 
@@ -76,9 +76,11 @@ lint: .venv/ready
 
 # Made last, so that an installation that was interrupted starts again.
 .venv/ready: requirements.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
+	'this Python is too old: make PYTHON=python3.12 names another one')"
 	$(PYTHON) -m venv .venv || (echo "python -m venv failed: on Debian, Ubuntu and Colab \
 	'apt-get install python3-venv' first, or 'pip install -r requirements.txt' and \
-	'python train.py' without make" >&2; rm -rf .venv; exit 1)
+	'python train.py' without make" >&2; exit 1)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -c "open('.venv/ready', 'w').close()"
 

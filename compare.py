@@ -8,6 +8,7 @@ Each folder is one that a training left: results/NAME with --name NAME, else res
 import csv
 import hashlib
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import NamedTuple
@@ -184,7 +185,9 @@ def plot(runs, path):
                 axes.set_ylim(*what_matters(axes.lines, is_loss))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
-    figure.legend(*rows[1, 0].get_legend_handles_labels(), loc="outside lower center")
+    handles = rows[1, 0].get_legend_handles_labels()
+    columns = math.ceil(len(runs) / 6)
+    figure.legend(*handles, loc="outside lower center", ncols=columns)
     save_figure(figure, path)
 
 
@@ -221,6 +224,11 @@ def main(argv=None):
             "leaves one in results/NAME"
         )
     runs = [read_run(folder) for folder in folders]
+    if len({training.name for training in runs}) < len(runs):  # a/seed-0 and b/seed-0
+        runs = [
+            training._replace(name=str(folder))
+            for training, folder in zip(runs, folders)
+        ]
     differ = differing([training.options for training in runs])
     print_table(runs, differ)
     if differ == ["seed"]:

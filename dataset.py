@@ -46,7 +46,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from machine import ALONE, cores
-from plots import plot_images
+from plots import plot_images, shortened
 from utils import (
     SIDE,
     Parser,
@@ -1262,6 +1262,8 @@ def training_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=on_gpu,
+        # Others copy the images to shared memory, of which containers have little.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # the workers' number leaves torch's own alone
     )
     return OnDevice(loader, device) if on_device else loader
@@ -1348,7 +1350,7 @@ def plot_samples(images, labels, classes, path):
         row = (labels == number).nonzero().ravel().tolist()[:8]
         blank = [None] * (8 - len(row))
         cells += [images[index] for index in row] + blank
-        titles += [name] * max(1, len(row)) + blank[: 8 - max(1, len(row))]
+        titles += [shortened(name)] * max(1, len(row)) + blank[: 8 - max(1, len(row))]
     titles = [title or "" for title in titles]
     plot_images(cells, titles, 8, path, "Samples, one row per class")
 

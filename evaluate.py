@@ -51,6 +51,7 @@ from plots import (
     plot_confusion,
     plot_images,
     plot_mistakes,
+    shortened,
 )
 from receptive_field import gives_map, joins, keeps_axes, trace
 from rules import add_rules_option, checklist, print_checklist
@@ -72,6 +73,7 @@ CIFAR10_CLASSES = [
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 ]  # fmt: skip
 FEWEST = 12, 4  # mistakes in the two pictures, where --mistakes does not say
+ON_CPU = "CPUExecutionProvider"  # of onnxruntime
 PICTURED = 60  # images of --images at most: each takes memory, and all must be readable
 
 
@@ -188,7 +190,9 @@ def plot_classified(net, images, names, predicted, classes, path):
     titles = []
     for name, guess, one in zip(names, predicted, maps):
         words = evidence(one)
-        titles += [printable(name[:12]), f"{words} for\n{classes[guess]}"]
+        # Names of photos differ at their ends.
+        shown = name if len(name) <= 12 else f"…{name[-11:]}"
+        titles += [printable(shown), f"{words} for\n{shortened(classes[guess])}"]
     heading = "Grad-CAM, each map scaled to its own maximum"
     plot_images(cells, titles, 6, path, heading)
 
@@ -331,12 +335,15 @@ def plot_evidence(net, images, labels, probabilities, classes, path, count, name
     titles = []
     for index, (label, guess, other) in enumerate(zip(labels, predicted, others)):
         share = confidence[chosen[index]]
-        titles.append(f"{classes[label]}\n→ {classes[guess]} {share:.0%}")
+        actual, first, second = (
+            shortened(classes[number]) for number in (label, guess, other)
+        )
+        titles.append(f"{actual}\n→ {first} {share:.0%}")
         words = evidence(for_predicted[index])
-        titles.append(f"{words} for\n{classes[guess]}")
+        titles.append(f"{words} for\n{first}")
         place = "second" if guess == label else "actual"
         words = evidence(for_others[index])
-        titles.append(f"{words} for\n{classes[other]} ({place})")
+        titles.append(f"{words} for\n{second} ({place})")
     where = f" at {name}" if name else ""
     heading = (
         f"Grad-CAM{where} of right answers, then mistakes: actual → predicted; "
@@ -518,11 +525,15 @@ def export(net, classes, path):
     entry = model.metadata_props.add()
     entry.key, entry.value = "classes", json.dumps(classes)
     data = model.SerializeToString()
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     largest = 0.0
     for count in (1, 5):
         images = random_images(count)
-        (found,) = session.run(None, {"images": images.numpy()})
+        try:
+            session = onnxruntime.InferenceSession(data, providers=[ON_CPU])
+            (found,) = session.run(None, {"images": images.numpy()})
+        except Exception as error:  # noqa: BLE001 - of many types, by what it lacks
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"onnxruntime cannot run the exported network: {reason}")
         with torch.no_grad():
             difference = (net(images) - torch.from_numpy(found)).abs().max().item()
         largest = max(largest, difference)

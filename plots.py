@@ -6,6 +6,7 @@ import textwrap
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -15,7 +16,12 @@ from utils import in_short, times, write_file
 
 DRAWN = 25  # layers in a row of the picture of a network
 COUNTED = 30  # classes at most whose confusions are shown as counts
+NAME = 18  # characters of the name of a class above an image
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
+# Names in Chinese, Japanese or Korean, by the fonts of Linux, Windows and macOS.
+FONTS = ("Noto Sans CJK JP", "Microsoft YaHei", "Hiragino Sans")
+INSTALLED = [name for name in FONTS if name in font_manager.get_font_names()]
+matplotlib.rcParams["font.family"] = ["DejaVu Sans", *INSTALLED]
 
 
 def save_figure(figure, path):
@@ -132,7 +138,8 @@ def plot_mistakes(images, labels, probabilities, classes, path, count):
     titles = []
     wrong = most_confident(confidence, predicted != labels, count)
     for number in wrong:
-        actual, guess = classes[labels[number]], classes[predicted[number]]
+        actual = shortened(classes[labels[number]])
+        guess = shortened(classes[predicted[number]])
         titles.append(f"{actual}\n→ {guess} {confidence[number]:.0%}")
     total = int((predicted != labels).sum())
     heading = (
@@ -143,6 +150,11 @@ def plot_mistakes(images, labels, probabilities, classes, path, count):
         heading = "No mistakes"
     columns = 5 if count % 5 == 0 else 6
     plot_images(images[wrong], titles, columns, path, heading)
+
+
+def shortened(name):
+    """The name of a class as there is room for it above an image."""
+    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
 def most_confident(confidence, mask, count):
@@ -172,7 +184,8 @@ def plot_confusion(matrix, classes, path):
     from sklearn.metrics import ConfusionMatrixDisplay  # here, as it takes a second
 
     display = ConfusionMatrixDisplay(mistakes, display_labels=classes)
-    display.plot(ax=axes, cmap="Oranges", values_format="d")
+    scale = {"vmin": 0, "vmax": max(1, mistakes.max())}  # also where there are none
+    display.plot(ax=axes, cmap="Oranges", values_format="d", im_kw=scale)
     display.figure_.axes[-1].set_ylabel("mistakes")
     for number in range(len(classes)):
         right = Rectangle((number - 0.5, number - 0.5), 1, 1, facecolor="0.85")
@@ -180,7 +193,8 @@ def plot_confusion(matrix, classes, path):
         display.text_[number, number].set(text=matrix[number, number], color="black")
     axes.set(xlabel="predicted", ylabel="actual, with the share that is right")
     axes.set_yticklabels(labels)
-    axes.set_title("Confusion matrix: right answers in grey, mistakes in colour")
+    title = "Confusion matrix: right answers in grey, mistakes in colour"
+    axes.set_title(textwrap.fill(title, int(11 * side)))
     axes.set_xticklabels(classes, rotation=45, ha="right", rotation_mode="anchor")
     save_figure(figure, path)
 
@@ -191,7 +205,8 @@ def plot_confused_pairs(matrix, classes, path):
     np.fill_diagonal(mistakes, 0)
     figure = Figure(figsize=(14, 8), layout="constrained")
     axes, words = figure.subplots(1, 2, width_ratios=(3, 1))
-    picture = axes.imshow(mistakes, cmap="Oranges", interpolation="nearest")
+    scale = {"vmin": 0, "vmax": max(1, mistakes.max())}  # also where there are none
+    picture = axes.imshow(mistakes, cmap="Oranges", interpolation="nearest", **scale)
     figure.colorbar(picture, ax=axes, label="mistakes")
     axes.set(
         xlabel="number of the predicted class", ylabel="number of the actual class"

@@ -1095,6 +1095,15 @@ def test_picture_of_the_samples_has_one_row_per_class(monkeypatch):
         assert names_of_row[: max(1, count)] == [f"class {row}"] * max(1, count)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="others do not fork")
+def test_workers_share_the_images():
+    """Python 3.14 would start them anew, with a copy of the images in shared memory."""
+    cpu = torch.device("cpu")
+    loader = training_loader(augmented(), 8, 0, 1, cpu)
+    assert loader.multiprocessing_context.get_start_method() == "fork"
+    assert training_loader(augmented(), 8, 0, 0, cpu).multiprocessing_context is None
+
+
 def test_batches_shuffle_and_leave_out_the_rest():
     batches = Batches(21, 8, seed=0)
     batches.epoch = 1

@@ -343,6 +343,23 @@ def test_compare(trained, call, fails, tmp_path):
     assert "does not hold a whole training" in fails(compare.main, "results/empty")
 
 
+def test_trainings_of_the_same_name_are_told_apart(trained, call, monkeypatch):
+    for folder in ("one", "two"):
+        shutil.copytree("results/a", f"{folder}/seed-0")
+    figures = []
+    monkeypatch.setattr(
+        compare, "save_figure", lambda figure, _: figures.append(figure)
+    )
+    _, output, _ = call(compare.main, "one/seed-0", "two/seed-0")
+    names = [str(Path(folder, "seed-0")) for folder in ("one", "two")]
+    assert [row.split()[0] for row in output.splitlines()[1:3]] == names
+    shown = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert [text.partition(":")[0] for text in shown] == names
+    assert figures[0].legends[0]._ncols == 1
+    call(compare.main, *7 * ["results/a"])
+    assert figures[1].legends[0]._ncols == 2
+
+
 def test_the_table_says_when_the_goal_was_reached(trained, call, tmp_path):
     accuracies = [GOAL - 0.1, GOAL + 0.02, GOAL, GOAL - 0.01]
     lines = ["epoch,test_loss,test_accuracy"]
@@ -518,6 +535,23 @@ def test_export_names_the_packages_that_lack(trained, fails, monkeypatch):
     options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
     errors = fails(evaluate.main, *options)
     assert "python -m pip install onnx onnxscript onnxruntime" in errors
+
+
+def test_an_export_that_does_not_run_ends_in_a_line(trained, fails, monkeypatch):
+    def fail(*_, **settings):
+        raise RuntimeError("ShapeInferenceError: no such operator\nand much more")
+
+    runtime = SimpleNamespace(InferenceSession=fail)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setitem(sys.modules, "onnxscript", SimpleNamespace())
+    metadata = SimpleNamespace(add=SimpleNamespace)
+    model = SimpleNamespace(metadata_props=metadata, SerializeToString=bytes)
+    program = SimpleNamespace(model_proto=model)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **settings: program)
+    options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
+    errors = fails(evaluate.main, *options)
+    assert "cannot run the exported network: ShapeInferenceError: no such op" in errors
+    assert "much more" not in errors
 
 
 def test_export_is_the_same_network(trained, call, fails, monkeypatch):
@@ -803,6 +837,26 @@ def test_confusion_matrix_shows_mistakes_in_colour_and_shares(monkeypatch):
     assert sorted(text.get_text() for text in axes.texts) == ["10", "15", "5", "90"]
     assert axes.images[0].get_clim() == (0, 10)  # the right answers do not scale it
     assert matrix[0, 0] == 90  # and are not changed
+
+
+@pytest.mark.parametrize("count", [2, 100])
+def test_confusion_matrix_without_mistakes_has_no_colour(monkeypatch, count):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: drawn.append(figure))
+    names = [f"class {number}" for number in range(count)]
+    plots.plot_confusion(3 * np.eye(count, dtype=int), names, "matrix.png")
+    assert drawn[0].axes[0].images[0].get_clim() == (0, 1)
+
+
+def test_long_names_of_classes_are_cut_above_images(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "plot_images", lambda *cells: drawn.append(cells))
+    classes = ["Tomato___Bacterial_spot", "Tomato___healthy"]
+    probabilities = torch.tensor([[0.1, 0.9]])
+    images, labels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.tensor([0])
+    plots.plot_mistakes(images, labels, probabilities, classes, "mistakes.png", 1)
+    _, titles, *_ = drawn[0]
+    assert titles == ["Tomato___Bacteria…\n→ Tomato___healthy 90%"]
 
 
 def test_confusion_matrix_has_room_for_its_labels(tmp_path):

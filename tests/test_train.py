@@ -625,6 +625,19 @@ def test_cost_is_drawn_while_its_class_is_there(call, fails, monkeypatch):
     assert "the class 'own' of results/own is not in ARCHS" in errors
 
 
+def test_cost_is_of_test_images(trained, fails, tmp_path):
+    shutil.copytree(trained[0] / "results", tmp_path / "held-out")
+    for name, old, new in (
+        ("run.json", '"chosen_on": "test"', '"chosen_on": "val"'),
+        ("history.csv", "test_", "val_"),
+    ):
+        path = tmp_path / "held-out" / name
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+    errors = fails(plot_cost.main, "held-out")
+    assert "are of held-out images" in errors
+
+
 def test_cost_counts_the_pixels_of_each_epoch():
     net = nn.Sequential(nn.Conv2d(3, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     axes = Figure().subplots()

@@ -26,7 +26,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train
 import utils
-from dataset import HOLE, MOVE, AugmentedImages, augmentation, training_loader
+from dataset import (
+    HOLE,
+    MOVE,
+    AugmentedImages,
+    augmentation,
+    augments_on_device,
+    training_loader,
+)
 from engine import Training, train_one_epoch
 from layers import Depthwise
 from machine import (
@@ -147,7 +154,11 @@ class OurLoop:
                 self.training, "on", COUNT, [(images, labels)], ALONE
             )
             in_layout(net, layout)
-        self.loader = training_loader(data, args.batch_size, 0, args.workers, device)
+        # Pixels made one by one are the CPU's.
+        on_device = data.is_known and augments_on_device("auto", data, device)
+        self.loader = training_loader(
+            data, args.batch_size, 0, args.workers, device, on_device=on_device
+        )
         self.batch = images.to(device, memory_format=layout), labels.to(device)
 
     def steps(self):

@@ -49,6 +49,8 @@ def main(argv=None):
     axes = figure.subplots()
     for folder in args.folders:
         training = read_run(folder)
+        if training.chosen_on != "test":
+            raise UserError(f"the accuracies of {folder} are of held-out images")
         described = json.loads((folder / "run.json").read_text())
         config, options = described["net"], Namespace(**training.options)
         if config["rows"] is None and config["arch"] not in ARCHS:
