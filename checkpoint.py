@@ -213,8 +213,8 @@ def check_restorable(net):
         )
     elif not is_close(found, expected, 1e-4):
         raise UserError(
-            f"'{arch}' gives other scores when it is built again and has the same weights: "
-            "what __init__ draws has to be a parameter or a buffer"
+            f"'{arch}' gives other scores when it is built again with the same weights: "
+            "random values drawn in __init__ must be parameters or buffers"
         )
 
 

@@ -1079,7 +1079,7 @@ def note_oddities(splits):
         if count := sum(image.tobytes() in seen for image in images.numpy()):
             print(
                 f"note      {count:,} of the {len(images):,} {name} images are training "
-                "images too: their accuracy says nothing of new ones"
+                "images too: that accuracy says nothing about new images"
             )
 
 
@@ -1381,7 +1381,9 @@ def main(argv=None):
     parser = Parser(description="Show a data set: counts, classes, mean, and pictures.")
     add = parser.add_argument
     add("--dataset", choices=DATASETS, help=DATASET_HELP)
-    add("--data-dir", default=DATA_DIR, help="folder they are in, or are downloaded to")
+    add(
+        "--data-dir", default=DATA_DIR, help="folder of the images, or to download into"
+    )
     add("--out", default="results", help="folder of the pictures")
     args = parser.parse_args(argv)
     args.dataset = pick_dataset(args.dataset, args.data_dir)

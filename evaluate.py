@@ -281,7 +281,7 @@ def grad_cam_or_note(net, images, targets, layer=None):
     """As `grad_cam`; where all is 0, it says so."""
     maps = grad_cam(net, images, targets, layer)
     if not maps.any():
-        print("note      no Grad-CAM: no map is known whose gradient says what it does")
+        print("note      no Grad-CAM: found no feature map with a usable gradient")
     return maps
 
 
@@ -359,7 +359,7 @@ def parse_arguments(argv):
     add(
         "--dataset", choices=DATASETS, help="kind of images (default: the checkpoint's)"
     )
-    add("--data-dir", help="folder they are in (default: the checkpoint's)")
+    add("--data-dir", help="folder of the images (default: the checkpoint's)")
     add(
         "--images",
         nargs="+",

@@ -237,8 +237,8 @@ class Crowding:
             self.is_watched = False
             fewer = self.threads - 1
             print(
-                "note      other programs keep the cores busy, for which its threads wait: "
-                f"to go on with OMP_NUM_THREADS={fewer} may be faster (docs/speed.md)"
+                "note      other programs keep the cores busy and slow this training down: "
+                f"resuming it with OMP_NUM_THREADS={fewer} may be faster (docs/speed.md)"
             )
 
 

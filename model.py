@@ -537,8 +537,8 @@ def head_alone(net, option):
     if others:
         classes = net.config["classes"]
         raise UserError(
-            f"{option}: {others[0]} is of the {classes} classes too, and not of the last "
-            "layer alone"
+            f"{option}: {others[0]} depends on the {classes} classes too, not only the last "
+            "layer"
         )
     return head
 

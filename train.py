@@ -126,7 +126,7 @@ RATE, FRACTION = number(float, 0), number(float, 0, 1)
 # fmt: off
 def add_data_options(add):
     add("--dataset", choices=DATASETS, help=DATASET_HELP)
-    add("--data-dir", default=DATA_DIR, help="folder they are in, or are downloaded to")
+    add("--data-dir", default=DATA_DIR, help="folder of the images, or to download into")
     add("--val-size", type=NATURAL, default=0, metavar="N",
         help="training images held out to choose the best epoch; with 0 the test images do")
     add("-j", "--workers", type=NATURAL,
@@ -188,7 +188,7 @@ def add_start_options(add):
         help="start from the network and the weights of a checkpoint")
     add("--freeze", action="store_true", help="train the last layer alone")
     add("--continue", action="store_true", dest="is_continued",  # `continue` is Python's
-        help="go on where this command was interrupted; begin where it was not")
+        help="go on if this command was interrupted; begin if it was not")
     add("--resume", metavar="LAST.PT",
         help="go on after the last epoch of a last.pt, with its options")
 
@@ -196,8 +196,8 @@ def add_start_options(add):
 def add_machine_options(add):
     add_device_options(add)
     add("--augment", choices=["auto", "cpu", "device"], default="auto",
-        help="where the pixels of the augmentation are made; auto: on the device where that is "
-        "CUDA, has room for the images and knows all steps")
+        help="where the images are augmented; auto: on the device if that is CUDA, has room for "
+        "the images and supports all steps")
     add("--compile", choices=["auto", "on", "off"], default="auto",
         help="auto: where the training is long enough to win it back: on CUDA, and on CPUs "
         "in bfloat16")
@@ -295,7 +295,7 @@ def kept_by(checkpoint, parser, defaults):
         option = option_of(name)
         if name not in defaults:
             raise UserError(
-                f"--resume: the training has {option}, and train.py has not"
+                f"--resume: train.py does not know {option} of this training"
             )
         if name in NETWORK or value is None or value == defaults.get(name):
             continue
@@ -376,15 +376,13 @@ def main(argv=None):
             )
         if is_lost(error):
             raise OwnError(
-                "another process ended: what is saved is whole, --resume goes on "
+                "another process ended: the saved files are complete, use --resume "
                 f"({str(error).splitlines()[0]})"
             )
         raise
     except ValueError as error:
         if "more than 1 value per channel" in str(error):  # of batch norm in training
-            raise UserError(
-                "batch norm needs more than one number: a larger --batch-size"
-            )
+            raise UserError("batch norm needs more values: give a larger --batch-size")
         raise
     leave()
     return status
@@ -560,8 +558,8 @@ def note_on_source(checkpoint, path, images):
     is_same = checkpoint["made_with"].get(key) == getattr(images, key)
     if checkpoint["classes"] == list(images.classes) and not is_same:
         print(
-            f"note      {path} comes of other images, which may hold some of the "
-            f"{images.chooser} images here: the accuracy is then too high"
+            f"note      {path} was trained on other images: if they include some of the "
+            f"{images.chooser} images here, the accuracy is too high"
         )
 
 

@@ -552,12 +552,12 @@ def test_images_that_a_source_may_have_seen_are_noted(trained, call, option):
     if option == "--init":
         options = ["--dataset", "digits", "-j", 0, *options[-4:]]
     _, output, _ = call(train.main, *options, option, whole, "--name", "next")
-    assert "which may hold some of the val images here" in output
+    assert "if they include some of the val images here" in output
     assert "test accuracy of the best epoch: " in output
     source = "results/next/best.pt"
     status, output, _ = call(train.main, *options, option, source, "--name", "third")
     assert status == 0
-    assert "which may hold" not in output
+    assert "if they include" not in output
 
 
 @pytest.mark.parametrize("option", ["--init", "--teacher"])
@@ -590,7 +590,7 @@ def test_start_on_other_classes_with_two_layers_of_them(
     assert call(train.main, *data, "--arch", "two heads", "--name", "ten")[0] == 0
     data = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
     errors = fails(train.main, *data, "--init", "results/ten/best.pt")
-    assert "body.norm.weight is of the 2 classes too" in errors
+    assert "body.norm.weight depends on the 2 classes too" in errors
 
 
 def test_checkpoint_of_before_there_were_mirrored_kernels(call):
