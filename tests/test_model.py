@@ -673,7 +673,7 @@ def test_the_head_is_of_the_classes(monkeypatch):
         head, others = find_head(net)
         found[arch] = head and net.body.fc is head, others
         if others:
-            with pytest.raises(UserError, match="body.classes is of|no layer of"):
+            with pytest.raises(UserError, match="body.classes depends on|no layer of"):
                 head_alone(net, "--freeze")
     others = ["body.classes"]
     assert found == {"cosine": (None, others), "two": (True, others), "ten": (True, [])}
