@@ -78,6 +78,8 @@ lint: .venv/ready
 .venv/ready: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
 	'this Python is too old: make PYTHON=python3.12 names another one')"
+	@# One of an older Python, or without one, would be kept as it is.
+	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || rm -rf .venv
 	$(PYTHON) -m venv .venv || (echo "python -m venv failed: on Debian, Ubuntu and Colab \
 	'apt-get install python3-venv' first, or 'pip install -r requirements.txt' and \
 	'python train.py' without make" >&2; exit 1)

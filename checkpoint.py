@@ -545,7 +545,9 @@ def go_on(checkpoint, run, training, files):
         check_fit(training.ema.net, state["best_weights"])
         files.restore(checkpoint, run, history)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"the state of the training is damaged: {error}")
+        raise UserError(
+            f"the state of the training is damaged, or of other code: {error}"
+        )
     return history
 
 

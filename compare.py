@@ -185,9 +185,9 @@ def plot(runs, path):
                 axes.set_ylim(*what_matters(axes.lines, is_loss))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
-    handles = rows[1, 0].get_legend_handles_labels()
+    handles, labels = rows[1, 0].get_legend_handles_labels()
     columns = math.ceil(len(runs) / 6)
-    figure.legend(*handles, loc="outside lower center", ncols=columns)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
     save_figure(figure, path)
 
 

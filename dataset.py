@@ -575,9 +575,8 @@ def hold_out_files(listing):
     of_class = {}
     for path, label in zip(listing.paths, listing.labels):
         name = as_nfc(Path(path).relative_to(listing.folder).as_posix())
-        key = sha256(
-            name.encode(errors="surrogatepass")
-        ).digest()  # it need not be text
+        # What a name has for bytes that are no text cannot be encoded otherwise.
+        key = sha256(name.encode(errors="surrogatepass")).digest()
         of_class.setdefault(label, []).append((key, path))
     held_out = set()
     for label, members in of_class.items():
@@ -1262,7 +1261,8 @@ def training_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=on_gpu,
-        # Others copy the images to shared memory, of which containers have little.
+        # Other ways to start them copy the images to shared memory, of which containers
+        # have little.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # the workers' number leaves torch's own alone
     )

@@ -335,7 +335,7 @@ def plot_evidence(net, images, labels, probabilities, classes, path, count, name
     titles = []
     for index, (label, guess, other) in enumerate(zip(labels, predicted, others)):
         share = confidence[chosen[index]]
-        actual, first, second = (
+        actual, first, rival = (
             shortened(classes[number]) for number in (label, guess, other)
         )
         titles.append(f"{actual}\n→ {first} {share:.0%}")
@@ -343,7 +343,7 @@ def plot_evidence(net, images, labels, probabilities, classes, path, count, name
         titles.append(f"{words} for\n{first}")
         place = "second" if guess == label else "actual"
         words = evidence(for_others[index])
-        titles.append(f"{words} for\n{second} ({place})")
+        titles.append(f"{words} for\n{rival} ({place})")
     where = f" at {name}" if name else ""
     heading = (
         f"Grad-CAM{where} of right answers, then mistakes: actual → predicted; "
@@ -525,17 +525,18 @@ def export(net, classes, path):
     entry = model.metadata_props.add()
     entry.key, entry.value = "classes", json.dumps(classes)
     data = model.SerializeToString()
+    batches, found = [random_images(count) for count in (1, 5)], []
+    try:
+        session = onnxruntime.InferenceSession(data, providers=[ON_CPU])
+        for images in batches:
+            found += session.run(None, {"images": images.numpy()})
+    except Exception as error:  # noqa: BLE001 - of many types, by what it lacks
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"onnxruntime cannot run the exported network: {reason}")
     largest = 0.0
-    for count in (1, 5):
-        images = random_images(count)
-        try:
-            session = onnxruntime.InferenceSession(data, providers=[ON_CPU])
-            (found,) = session.run(None, {"images": images.numpy()})
-        except Exception as error:  # noqa: BLE001 - of many types, by what it lacks
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"onnxruntime cannot run the exported network: {reason}")
+    for images, result in zip(batches, found):
         with torch.no_grad():
-            difference = (net(images) - torch.from_numpy(found)).abs().max().item()
+            difference = (net(images) - torch.from_numpy(result)).abs().max().item()
         largest = max(largest, difference)
     if not largest <= 1e-4:
         raise UserError(

@@ -270,7 +270,7 @@ def warn_of_unsafe_layers(net, device, dtype):
             )
 
 
-def warn_of_layer_norms(net, nodes, device, dtype):
+def warn_of_layer_norms(nodes, device, dtype):
     """Warn of layer norms whose weights and biases PyTorch trains wrongly on CPUs.
 
     It adds up their gradients in the precision of the maps (seen in torch 2.14.1; compiled it
@@ -280,14 +280,10 @@ def warn_of_layer_norms(net, nodes, device, dtype):
     """
     if device.type != "cpu" or dtype == torch.float32:
         return
-    modules = dict(net.named_modules())
     names = {}  # each once, in order
     for node in nodes:
-        if node.operation == "layer_norm":
-            module = modules.get(f"body.{node.layer}")
-            axes = len(getattr(module, "normalized_shape", (1,)))
-            if len(node.shape) > axes:
-                names[node.layer or "forward"] = None
+        if 0 < node.norm_axes < len(node.shape):
+            names[node.layer or "forward"] = None
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         print(

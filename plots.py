@@ -3,6 +3,7 @@
 import io
 import math
 import textwrap
+import unicodedata
 
 import matplotlib
 import numpy as np
@@ -16,10 +17,13 @@ from utils import in_short, times, write_file
 
 DRAWN = 25  # layers in a row of the picture of a network
 COUNTED = 30  # classes at most whose confusions are shown as counts
-NAME = 18  # characters of the name of a class above an image
+NAME = 13  # characters of the name of a class above an image, wide ones counted twice
 matplotlib.rcParams["text.parse_math"] = False  # a class may be called $5
-# Names in Chinese, Japanese or Korean, by the fonts of Linux, Windows and macOS.
-FONTS = ("Noto Sans CJK JP", "Microsoft YaHei", "Hiragino Sans")
+# For names in Chinese, Japanese or Korean: the usual fonts of Linux, Windows and macOS.
+FONTS = (
+    "Noto Sans CJK JP", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Hiragino Sans GB",
+    "Hiragino Sans", "Apple SD Gothic Neo",
+)  # fmt: skip
 INSTALLED = [name for name in FONTS if name in font_manager.get_font_names()]
 matplotlib.rcParams["font.family"] = ["DejaVu Sans", *INSTALLED]
 
@@ -154,7 +158,12 @@ def plot_mistakes(images, labels, probabilities, classes, path, count):
 
 def shortened(name):
     """The name of a class as there is room for it above an image."""
-    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
+    room = NAME
+    for place, character in enumerate(name):
+        room -= 2 if unicodedata.east_asian_width(character) in "WF" else 1
+        if room < 0:
+            return f"{name[: place - 1]}…"
+    return name
 
 
 def most_confident(confidence, mask, count):
@@ -184,8 +193,7 @@ def plot_confusion(matrix, classes, path):
     from sklearn.metrics import ConfusionMatrixDisplay  # here, as it takes a second
 
     display = ConfusionMatrixDisplay(mistakes, display_labels=classes)
-    scale = {"vmin": 0, "vmax": max(1, mistakes.max())}  # also where there are none
-    display.plot(ax=axes, cmap="Oranges", values_format="d", im_kw=scale)
+    display.plot(ax=axes, cmap="Oranges", values_format="d", im_kw=limits_of(mistakes))
     display.figure_.axes[-1].set_ylabel("mistakes")
     for number in range(len(classes)):
         right = Rectangle((number - 0.5, number - 0.5), 1, 1, facecolor="0.85")
@@ -199,14 +207,19 @@ def plot_confusion(matrix, classes, path):
     save_figure(figure, path)
 
 
+def limits_of(mistakes):
+    """The limits of their colours; where there are none, that of 0 is still white."""
+    return {"vmin": 0, "vmax": max(1, mistakes.max())}
+
+
 def plot_confused_pairs(matrix, classes, path):
     """The mistakes of many classes in colour, and the ten pairs confused most in words."""
     mistakes = matrix.copy()
     np.fill_diagonal(mistakes, 0)
     figure = Figure(figsize=(14, 8), layout="constrained")
     axes, words = figure.subplots(1, 2, width_ratios=(3, 1))
-    scale = {"vmin": 0, "vmax": max(1, mistakes.max())}  # also where there are none
-    picture = axes.imshow(mistakes, cmap="Oranges", interpolation="nearest", **scale)
+    settings = {"cmap": "Oranges", "interpolation": "nearest"} | limits_of(mistakes)
+    picture = axes.imshow(mistakes, **settings)
     figure.colorbar(picture, ax=axes, label="mistakes")
     axes.set(
         xlabel="number of the predicted class", ylabel="number of the actual class"

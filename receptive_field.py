@@ -89,6 +89,7 @@ class Node:
     learns: bool = False  # whether that is, or is made of, parameters of the network
     is_stray: bool = False  # whether it is a parameter, and none of the network's
     groups: int = 1
+    norm_axes: int = 0  # that a layer norm is over, if its weights learn
     unknown: str = ""  # why the receptive field isn't known from here on
     axes: list | None = field(default=None, repr=False)  # the `Axis` of H, that of W
 
@@ -522,7 +523,15 @@ def joins(function):
 # Statistics are left out of a receptive field, as is usual.
 @handles("batch_norm instance_norm group_norm layer_norm rms_norm")
 def normalise(call, input, *args, **kwargs):
+    if call.node.operation == "layer_norm":
+        note_layer_norm(call, *args, **kwargs)
     return call.places(input)
+
+
+def note_layer_norm(call, normalized_shape, weight=None, bias=None, *args, **kwargs):
+    for one in (weight, bias):
+        if id(one) in call.learned and one.requires_grad:
+            call.node.norm_axes = len(normalized_shape)
 
 
 @handles(MOVES)

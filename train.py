@@ -426,7 +426,7 @@ def train(args, resumed, images, files, device, world=ALONE):
     warn_of_unused_gpu(device)
     warn_of_unsafe_layers(net, device, dtype)
     if not compiled:
-        warn_of_layer_norms(net, nodes, device, dtype)
+        warn_of_layer_norms(nodes, device, dtype)
     if args.find_lr:
         return suggest_rates(training, loader, files)
 

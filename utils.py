@@ -55,7 +55,11 @@ def run(main):
         complain(message, in_any_process=isinstance(error, OwnError))
         sys.exit(2)
     except PermissionError as error:  # which Path.exists and others raise, before 3.14
-        complain(f"{Path(sys.argv[0]).name}: error: no permission for {error.filename}")
+        if error.filename is None:
+            raise
+        name = Path(sys.argv[0]).name
+        message = f"{name}: error: no permission for {error.filename}"
+        complain(message, in_any_process=True)
         sys.exit(2)
     except KeyboardInterrupt:
         complain("interrupted")

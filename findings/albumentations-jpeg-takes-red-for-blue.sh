@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# albumentations' ImageCompression (also ImageCompression("jpeg") in pipelines that measure
-# robustness), on an RGB image, which all of its steps want.
+# albumentations' ImageCompression, of pipelines that augment or measure robustness, on an RGB image,
+# which all of its steps want.
 #
 # Expected: the pixels of a JPEG of that quality, as any other program writes and reads it.
 # Seen with albumentations 2.0.8, OpenCV 5.0.0 and Pillow 13.0.0: the channels are handed to OpenCV

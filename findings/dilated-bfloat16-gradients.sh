@@ -53,6 +53,7 @@ for side in (16, 28, 29, 32, 48):
         input_is_right &= of_input < 0.05
         if not of_weights < 0.05:
             wrong.add((side, dilation))
+            # Not a number, where infinite ones meet, counts as infinite.
             largest = max(largest, of_weights if of_weights < float("inf") else float("inf"))
         print(f"{side} pixels, dilation {dilation}: weights {of_weights:.3g}, input {of_input:.3g}")
 is_so = wrong == {(29, 2), (32, 2), (48, 2)} and largest > 1

@@ -33,7 +33,7 @@ import evaluate
 import plots
 import train
 from checkpoint import History, load_checkpoint, restore, save_checkpoint
-from evaluate import grad_cam, grad_cam_or_note, overlay
+from evaluate import MapRecorder, grad_cam, grad_cam_or_note, overlay
 from model import build
 from rules import GOAL
 
@@ -113,10 +113,6 @@ class Joined(KnownNet):
     def forward(self, images):
         kernels = self.c4.weight
         maps = [F.conv2d(images.float(), kernel[None]) for kernel in kernels]
-        pairs = [
-            torch.cat([one, one], 0) for one in maps
-        ]  # of images, which are no maps
-        assert pairs[0].ndim == 4
         return self.o(F.relu(torch.cat(maps, 1)))
 
 
@@ -125,6 +121,17 @@ def test_grad_cam_is_of_maps_that_are_joined():
     targets = torch.tensor([1, 0])
     known = grad_cam(KnownNet(), images, targets)
     assert torch.allclose(grad_cam(Joined(), images, targets), known, atol=1e-6)
+
+
+def test_maps_are_joined_by_their_channels():
+    x = torch.rand(2, 3, 8, 8, requires_grad=True)
+    with MapRecorder() as recorder:
+        one = F.conv2d(x, torch.rand(4, 3, 1, 1))
+        joined = torch.cat([one, one], 1)
+        torch.cat([one, one], 0)  # of images
+        torch.cat([one, one], 2)
+        torch.cat([one, x], 1)  # x is no map that is known
+    assert [id(known) for known in recorder.maps] == [id(one), id(joined)]
 
 
 class Turned(KnownNet):
@@ -856,7 +863,10 @@ def test_long_names_of_classes_are_cut_above_images(monkeypatch):
     images, labels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8), torch.tensor([0])
     plots.plot_mistakes(images, labels, probabilities, classes, "mistakes.png", 1)
     _, titles, *_ = drawn[0]
-    assert titles == ["Tomato___Bacteria…\n→ Tomato___healthy 90%"]
+    assert titles == ["Tomato___Bac…\n→ Tomato___hea… 90%"]
+    assert plots.shortened("aquarium_fish") == "aquarium_fish"
+    assert plots.shortened("猫" * 6) == "猫" * 6
+    assert plots.shortened("猫" * 7) == "猫" * 5 + "…"
 
 
 def test_confusion_matrix_has_room_for_its_labels(tmp_path):

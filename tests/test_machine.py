@@ -389,20 +389,27 @@ def test_layers_that_are_unsafe_on_cpus_are_named(capsys, device, dtype, warned)
 
 
 class LayerNorms(nn.Module):
-    """One over all of a map, three over the channels of each pixel, one of numbers."""
+    """Three over the channels of each pixel; of others the gradients are right.
+
+    These are over all of a map, as a layer and as a function, of numbers, or have no weights.
+    """
 
     def __init__(self, classes=10):
         super().__init__()
         self.patches = nn.Conv2d(3, 8, 8, 8)
         self.whole = nn.LayerNorm((8, 4, 4))
         self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.free = nn.LayerNorm(8, elementwise_affine=False)
+        self.frozen = nn.LayerNorm(8).requires_grad_(False)
         self.scale = nn.Parameter(torch.ones(8))
+        self.scales = nn.Parameter(torch.ones(8, 4, 4))
         self.last = nn.LayerNorm(8)
         self.head = nn.Linear(8, classes)
 
     def forward(self, x):
-        x = self.whole(self.patches(x))
+        x = F.layer_norm(self.whole(self.patches(x)), (8, 4, 4), self.scales)
         x = self.block(x.flatten(2).transpose(1, 2))  # (N, pixels, channels)
+        x = self.frozen(self.free(x))
         x = F.layer_norm(x, (8,), self.scale)
         return self.head(self.last(x.mean(1)))
 
@@ -423,7 +430,7 @@ def test_layer_norms_of_pixels_are_named(call, monkeypatch, amp, warned):
 
 def test_layer_norms_are_right_elsewhere(call, capsys, monkeypatch):
     nodes = trace(LayerNorms())
-    machine.warn_of_layer_norms(LayerNorms(), nodes, CUDA, torch.bfloat16)
+    machine.warn_of_layer_norms(nodes, CUDA, torch.bfloat16)
     assert capsys.readouterr().out == ""
     monkeypatch.setitem(ARCHS, "norms", LayerNorms)
     monkeypatch.setattr(train, "compile_where_it_pays", lambda *_: True)
