@@ -182,10 +182,12 @@ def test_recipe_is_that_of_the_readme():
     assert (args.move, args.hole) == (0.7, 0.15), edited
 
 
-@pytest.mark.parametrize("file", ["default.pt", "record.pt", "record-1.pt"])
+@pytest.mark.parametrize(
+    "file", ["default.pt", "record.pt", "record-1.pt", "record-2.pt"]
+)
 def test_pretrained_weights_are_those_of_the_results(file):
     path = ROOT / "pretrained" / file
-    name = path.stem.removesuffix("-1")
+    name = path.stem.partition("-")[0]
     checkpoint = load_checkpoint(path)
     net = restore(checkpoint)
     assert path.stat().st_size < 1_000_000
