@@ -61,11 +61,8 @@ STATE = {
     "resume.seconds": list,
     "resume.best_weights": dict,
 }
-# What training and evaluation leave in --out.
-LEFT_IN_OUT = (
-    "history.csv", "run.json", "curves.png", "augmented.png", "confusion_matrix.png",
-    "misclassified.png", "gradcam.png",
-)  # fmt: skip
+# What evaluation leaves in --out.
+OF_EVALUATION = ("confusion_matrix.png", "misclassified.png", "gradcam.png")
 # What the `Net.config` of older versions lacks, and what it was then.
 OLDER_CONFIG = {"kernels": "free", "activation": "relu", "side": 32}
 OLDER_OPTIONS = {"mirror": None, "peak": 0.3, "small": 0.0}  # and their options
@@ -131,6 +128,9 @@ def check_resumable(checkpoint, path):
     if not isinstance(checkpoint.get("resume"), dict):
         raise UserError(f"{path} cannot be resumed, only a last.pt can")
     check_contents(checkpoint, STATE, path)
+    for name, value in checkpoint["args"].items():
+        if not isinstance(name, str) or isinstance(value, torch.Tensor):
+            raise UserError(f"{path} is damaged: no options in it")
     numbers = list(checkpoint["resume"]["seconds"])
     for row in checkpoint["resume"]["history"]:
         is_whole = isinstance(row, dict) and isinstance(row.get("epoch"), int)
@@ -190,12 +190,12 @@ def check_restorable(net):
     again, _ = try_out(net)
     arch, weights = net.config["arch"], net.state_dict()
     try:
-        check_state(net)
         for name, weight in weights.items():
             if not isinstance(weight, torch.Tensor):
                 raise Unfit(f"{name} is no tensor")
             if not weight.isfinite().all():
                 raise Unfit(f"{name} is not finite")
+        check_state(net)
         with torch.random.fork_rng(devices=[]):  # whose draws are the training's
             restored = Net(**net.config)
         check_fit(restored, weights)
@@ -219,9 +219,9 @@ def check_restorable(net):
 
 
 def check_state(net):
-    """Raise Unfit where training changes what a checkpoint does not keep, or not so.
+    """Raise Unfit where training makes, reshapes or changes state that no checkpoint restores.
 
-    Print a note where that are plain attributes: whether they matter is not known.
+    Print a note where it changes plain attributes: whether they matter is not known.
     """
     trained = copy.deepcopy(net).train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -253,19 +253,15 @@ def check_state(net):
 
 def check_fit(net, weights):
     """Raise Unfit where weights are not those of a network, by name and shape."""
-    expected = {name: value.shape for name, value in net.state_dict().items()}
-    found = {name: value.shape for name, value in weights.items()}
-    if expected == found:
-        return
-    for name, shape in expected.items():
-        if name not in found:
+    expected = net.state_dict()
+    for name, value in expected.items():
+        if name not in weights:
             raise Unfit(f"its weights lack {name}")
-        if found[name] != shape:
-            raise Unfit(
-                f"{name} is of shape {tuple(found[name])} in its weights, not {tuple(shape)}"
-            )
-    extra = sorted(set(found) - set(expected))
-    raise Unfit(f"its weights have {extra[0]}, which it lacks")
+        found, wanted = tuple(weights[name].shape), tuple(value.shape)
+        if found != wanted:
+            raise Unfit(f"{name} is of shape {found} in its weights, not {wanted}")
+    if extra := sorted(weights.keys() - expected.keys()):
+        raise Unfit(f"its weights have {extra[0]}, which it lacks")
 
 
 def start_from(checkpoint, classes, path):
@@ -324,6 +320,7 @@ class Files:
         self.are_written = world.rank == 0 and not args.dry_run and not args.find_lr
         self.best_weights = self.best_answers = None  # those of best.pt
         others = (self.last, self.history, self.run, self.curves, self.augmented)
+        self.of_training = (self.best, *others)
         if self.best in others:
             raise UserError(
                 f"{self.best} is another file's name: give --ckpt another one"
@@ -334,7 +331,7 @@ class Files:
             self.check_spared(args.init, *(args.teacher or []))
             if resumed:
                 self.check_own(args, resumed["args"])
-            utils.check_writable(self.best, *others)
+            utils.check_writable(*self.of_training)
 
     def check_spared(self, *sources):
         """Raise UserError where a checkpoint that is learned from would be overwritten."""
@@ -373,9 +370,8 @@ class Files:
 
     def set_aside(self):
         """Move the files of an earlier training out of the way, before a new one begins."""
-        left = [self.best, self.last]
-        left += [self.history.parent / name for name in LEFT_IN_OUT]
-        left = [path for path in left if path.is_file()]
+        of_evaluation = [self.run.parent / name for name in OF_EVALUATION]
+        left = [path for path in (*self.of_training, *of_evaluation) if path.is_file()]
         if not any(path in left for path in (self.best, self.last, self.run)):
             return
         number = 1
@@ -402,7 +398,7 @@ class Files:
             save_checkpoint(self.best, run | result)
         utils.write_csv(self.history, history.rows)
         utils.write_json(self.run, run | {"seconds": history.seconds})
-        # With this one the epoch counts as finished; the others are there.
+        # Written last: with it the epoch counts as finished, and all its other files are there.
         state = training.state_dict()
         state["history"] = history.rows
         state["seconds"] = history.seconds
@@ -440,15 +436,15 @@ def result_of(row, split, weights, answers):
     return result if answers is None else result | {"answers": answers}
 
 
-def describe(options, images, net, device, dtype, compiled, on_device, world):
+def describe(options, images, training, compiled, on_device):
     """All that decides the metrics of this training, as plain types.
 
     `options` are those of train.py to keep, `images` the `train.Images`.
     """
-    made_with = provenance(device, dtype)
+    made_with = provenance(training.device, training.dtype)
     made_with["compiled"] = compiled
     made_with["augmentation"] = "on the device" if on_device else "on the CPU"
-    made_with["processes"] = world.size
+    made_with["processes"] = training.world.size
     made_with["images"] = {
         name: len(labels) for name, (_, labels) in images.splits.items()
     }
@@ -461,7 +457,7 @@ def describe(options, images, net, device, dtype, compiled, on_device, world):
         made_with["teachers"] = [file_digest(path) for path in options["teacher"]]
     run = {
         "args": options,
-        "net": net.config,
+        "net": training.net.config,
         "classes": images.classes,
         "chosen_on": images.chooser,
         "made_with": made_with,
@@ -489,12 +485,14 @@ def left_behind(files, run, is_continued):
         return None
     checkpoint = load_checkpoint(files.last)
     check_resumable(checkpoint, files.last)
-    given, kept = dict(run["args"]), OLDER_OPTIONS | checkpoint["args"]
+    given, kept = run["args"], OLDER_OPTIONS | checkpoint["args"]
     # Images and teachers may have moved: their digests say whether they are the same.
-    for name in ("data_dir", "teacher"):
-        given.pop(name, None)
-        kept.pop(name, None)
-    differing = differences(given, kept)
+    names = sorted((given.keys() | kept.keys()) - {"data_dir", "teacher"})
+    differing = [
+        f"{name} {kept.get(name)} and not {given.get(name)}"
+        for name in names
+        if given.get(name) != kept.get(name)
+    ]
     if run["made_with"]["sha256"] != checkpoint["made_with"].get("sha256"):
         # And so are the mean and deviation in the network.
         differing.append("its images are others")
@@ -511,15 +509,6 @@ def left_behind(files, run, is_continued):
         )
     is_same_run = run_id() == checkpoint["resume"].get("run_id")
     return checkpoint if is_continued or (is_same_run and not differing) else None
-
-
-def differences(given, kept):
-    """Where options differ, in words."""
-    words = []
-    for name in sorted(given.keys() | kept.keys()):
-        if given.get(name) != kept.get(name):
-            words.append(f"{name} {kept.get(name)} and not {given.get(name)}")
-    return words
 
 
 def go_on(checkpoint, run, training, files):
@@ -554,8 +543,7 @@ def go_on(checkpoint, run, training, files):
 def provenance(device, dtype):
     """What decides the metrics of a run besides its options, as plain types."""
     names = ("torchvision", "albumentations", "numpy")
-    folder = Path(__file__).parent
-    git = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40"]
+    git = ["git", "-C", utils.PROJECT, "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):  # no git, or not a repository

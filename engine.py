@@ -77,10 +77,8 @@ class EMA:
         self.floats, self.counters = [], []
         for pair in zip(places_of(self.net), places_of(net), strict=True):
             tensors, name = pair[0]
-            if tensors[name].is_floating_point():
-                self.floats.append(pair)
-            else:
-                self.counters.append(pair)
+            is_float = tensors[name].is_floating_point()
+            (self.floats if is_float else self.counters).append(pair)
 
     @torch.no_grad()
     def update(self):
@@ -113,7 +111,7 @@ def places_of(net):
 
 def tensors_at(pairs):
     """The two tensors of each pair of places."""
-    return [(ours[ours_name], net[name]) for (ours, ours_name), (net, name) in pairs]
+    return [(one[name], other[its]) for (one, name), (other, its) in pairs]
 
 
 class Training:
@@ -127,7 +125,7 @@ class Training:
         self.net, self.args, self.dtype, self.world = net, args, dtype, world
         self.teachers = teachers
         self.device = next(net.parameters()).device
-        # With equal parts of the batch, the mean of the processes' gradients is its own.
+        # Processes have equal parts of a batch: the mean of their gradients is the batch's.
         self.forward = net
         if world.size > 1:
             # A class of one's own may have layers that it does not use; L1 uses them all.
@@ -292,7 +290,7 @@ def find_lr(training, loader):
     It ends where the loss, smoothed, is twice its lowest. Returns the suggested factor of
     the rates that were given, a tenth of that at which the loss was lowest; and of each step
     the factor, the loss, and the loss smoothed. Raises UserError where it only grew. With
-    --small all images are small: the rates are highest, by default, while they are.
+    --small it takes small images alone: by default the rates peak while training does.
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
     """
     rates = [optimizer.defaults["lr"] for optimizer in training.optimizers]

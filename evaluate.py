@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from checkpoint import load_checkpoint, restore
+from checkpoint import OF_EVALUATION, load_checkpoint, restore
 from dataset import (
     DATA_DIR,
     DATASETS,
@@ -53,7 +53,7 @@ from plots import (
     plot_mistakes,
     shortened,
 )
-from receptive_field import gives_map, joins, keeps_axes, trace
+from receptive_field import KEEP_AXES, OF_MAPS, handler_of, join, trace
 from rules import add_rules_option, checklist, print_checklist
 from utils import (
     Parser,
@@ -229,12 +229,13 @@ class MapRecorder(TorchFunctionMode):
     def is_map(self, function, args, result):
         if result.ndim != 4 or not result.requires_grad or max(result.shape[2:]) == 1:
             return False
-        if gives_map(function):
+        handler = handler_of(function)
+        if handler in OF_MAPS:
             return True
         known = {id(one) for one in self.maps}
-        if keeps_axes(function):
+        if handler in KEEP_AXES:
             return any(id(one) in known for one in args)
-        parts = args[0] if args and joins(function) else []
+        parts = args[0] if args and handler is join else []
         are_maps = len(parts) > 0 and all(id(part) in known for part in parts)
         return are_maps and result.shape[1] == sum(part.shape[1] for part in parts)
 
@@ -397,7 +398,7 @@ def parse_arguments(argv):
 
 def main(argv=None):
     args = parse_arguments(argv)
-    names = ["confusion_matrix.png", "misclassified.png", "gradcam.png"]
+    names = OF_EVALUATION
     if args.images:
         names = ["images.png"]
         for name in ("dataset", "data_dir", "layer", "mistakes"):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+CLASSES = "classes"  # as a row's channels: as many as the data set has
+
 
 class Row(NamedTuple):
     """One layer of a table.
@@ -132,23 +134,16 @@ def window_on_what_is_read(stride, padding, dilation):
 def with_mirror_images(kernels):
     """Kernels (N, C, rows, columns), followed by their mirror images: (2N, C, ...).
 
-    The mirror image of an image then gives the mirror image of the map, with its two halves
-    exchanged.
-    """
-    return torch.cat([kernels, mirror_images(kernels)])
-
-
-def mirror_images(kernels):
-    """The mirror images of kernels (N, C, rows, columns).
-
-    A kernel that reads a map of mirrored kernels has to exchange its halves too; the three
-    channels of an image and the one of a depthwise kernel are no pairs.
+    The mirror image of an image then gives the mirror image of the map, with the two halves
+    of its channels exchanged. A kernel that reads such a map has its halves exchanged in its
+    mirror image, too; the three channels of an image and the one of a depthwise kernel are
+    no pairs.
     """
     images = kernels.flip(3)
     channels = kernels.shape[1]
     if channels % 2 == 0:
         images = images.roll(channels // 2, 1)
-    return images
+    return torch.cat([kernels, images])
 
 
 def every_nth(x, n):
@@ -157,17 +152,6 @@ def every_nth(x, n):
     The gradient of pooling over single pixels keeps the memory format; a slice's does not.
     """
     return F.avg_pool2d(x, 1, n)
-
-
-class Same(nn.Module):
-    """A shortcut: its input, or every `stride`-th row and column of it."""
-
-    def __init__(self, stride):
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x):
-        return x if self.stride == 1 else every_nth(x, self.stride)
 
 
 class Residual(nn.Module):
@@ -275,7 +259,7 @@ def as_computed(rows, norm):
     """
     rows, head = list(rows), head_row(rows)
     normed = [row for row in rows if row.kind in ONE_KERNEL and row is not head]
-    norms = [NORMS[norm](row.channels) for row in normed]
+    norms = [NORMS[norm](row.channels) for row in normed if row.channels != CLASSES]
     if not all(isinstance(made, PIXELWISE_NORMS) for made in norms):
         return rows
     for number in range(len(rows) - 1, 0, -1):
@@ -320,7 +304,10 @@ def make_layer(row, computed, channels, norm, activation, dropout, is_head):
     if row.kind != "residual":
         return layer
     if row.channels == channels and row.stride == 1:
-        return Residual(layer, Same(computed.stride))
+        every = (
+            computed.stride
+        )  # over 1 where the row has taken over that of the next one
+        return Residual(layer, nn.AvgPool2d(1, every) if every > 1 else nn.Identity())
     shortcut = nn.Sequential()
     shortcut.conv = Conv(channels, row.channels, 1, computed.stride, 0, 1)
     shortcut.norm = NORMS[norm](row.channels)
@@ -357,12 +344,11 @@ def saved_by_mirroring(net):
 
 def has_foreign_kernels(layer):
     """Whether a row has kernels that cannot be mirrored, those of gates left out."""
-    of_gates = set()
-    for module in layer.modules():
-        if isinstance(module, SqueezeExcitation):
-            of_gates.update(module.modules())
-    foreign = [m for m in layer.modules() if isinstance(m, nn.Conv2d)]
-    return any(m not in of_gates and not isinstance(m, Conv) for m in foreign)
+    if isinstance(layer, SqueezeExcitation):
+        return False
+    if isinstance(layer, nn.Conv2d):
+        return not isinstance(layer, Conv)
+    return any(map(has_foreign_kernels, layer.children()))
 
 
 def size_after(row, size):

@@ -114,7 +114,7 @@ def place(net, device):
 
 
 def in_layout(net, layout):
-    """The network, its weights and maps in a memory format from now on."""
+    """Move a network's weights, and from now on its maps, to a memory format; returns it."""
     net.layout = layout
     return net.to(memory_format=layout)
 
@@ -365,34 +365,33 @@ def join(device):
         torch.set_num_threads(cores())
     if not dist.is_torchelastic_launched():
         return ALONE, device
-    count = torch.cuda.device_count()
     if device.type == "mps":
         raise UserError("torchrun takes --device cpu here: MPS knows one process alone")
     if device.type == "cuda":
+        count = torch.cuda.device_count()
         if int(os.environ["LOCAL_WORLD_SIZE"]) > count:
             raise UserError(f"there are {count} GPUs here: --nproc-per-node={count}")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     elif threads_are_torchruns():
         torch.set_num_threads(cores())
-    backend = "nccl" if device.type == "cuda" else "gloo"
     # torchrun keeps its store when it restarts: without a prefix the new processes may
     # find the addresses of the dead there.
     store, rank, size = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    world = World(rank, size)
-    # One may wait for all of another's trainings; of one that dies torchrun knows.
-    settings = {
-        "rank": world.rank,
-        "world_size": world.size,
-        "timeout": timedelta(days=7),
-        "device_id": device if device.type == "cuda" else None,
-    }
-    dist.init_process_group(backend, store=store, **settings)
-    if world.rank > 0:
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        # One may wait for all of another's trainings; of one that dies torchrun knows.
+        timeout=timedelta(days=7),
+        device_id=device if device.type == "cuda" else None,
+    )
+    if rank > 0:
         text = {"encoding": "utf-8", "errors": "backslashreplace"}  # as of the first
         sys.stdout = open(os.devnull, "w", **text)  # noqa: SIM115
-    return world, device
+    return World(rank, size), device
 
 
 def leave():

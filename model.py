@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from layers import (
     ACTIVATIONS,
+    CLASSES,
     KEEPS_CHANNELS,
     NORMS,
     ONE_KERNEL,
@@ -34,7 +35,7 @@ from layers import (
     run_as_written,
     size_after,
 )
-from receptive_field import computed_macs, trace
+from receptive_field import computed_macs, covers_map, layer_of, trace
 from rules import (
     add_rules_option,
     checklist,
@@ -58,7 +59,6 @@ from utils import (
 
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # PyTorch counts no work of theirs
 TRIED = 16  # images that a new network is tried with: some norms part a batch evenly
-CLASSES = "classes"  # as a row's channels: as many as the data set has
 # --kernels: half of each layer's are the mirror images of the other half, or all are free.
 KERNELS = ("mirrored", "free")
 
@@ -166,7 +166,7 @@ def table_of(arch):
     return entry if isinstance(entry, Arch) else Arch(entry)
 
 
-class TableNet(nn.Module):
+class TableNet(nn.Sequential):
     """The network of a table: images (N, 3, H, W) to scores (N, classes, 1, 1).
 
     It runs the rows as they are computed (`layers.as_computed`), or with `is_written` as
@@ -215,11 +215,6 @@ class TableNet(nn.Module):
                 channels = row.channels
         if is_written:
             run_as_written(self)
-
-    def forward(self, x):
-        for block in self.children():
-            x = block(x)
-        return x
 
 
 def make_own(make, classes, norm, dropout, activation):
@@ -304,8 +299,8 @@ class Net(nn.Module):
             self.layout = torch.contiguous_format
         else:
             self.rows = [Row(*row) for row in rows]
-            settings = (classes, norm, dropout, kernels, activation)
-            self.body = TableNet(self.rows, *settings)
+            self.settings = (classes, norm, dropout, kernels, activation)
+            self.body = TableNet(self.rows, *self.settings)
             self.layout = torch.channels_last  # the faster one, on CPUs as on GPUs
             self.to(memory_format=self.layout)
 
@@ -331,10 +326,8 @@ class Net(nn.Module):
         """
         copied = copy.deepcopy(self).cpu()
         if self.rows is not None:
-            names = ("classes", "norm", "dropout", "kernels", "activation")
-            settings = [self.config[name] for name in names]
             with torch.random.fork_rng(devices=[]):  # whose draws are the training's
-                copied.body = TableNet(self.rows, *settings, is_written=True)
+                copied.body = TableNet(self.rows, *self.settings, is_written=True)
             copied.load_state_dict(self.state_dict())
         run_as_written(copied)
         return copied.train(self.training)
@@ -365,8 +358,7 @@ def build(
         dropout = chosen.dropout if dropout is None else dropout
         kernels = kernels or chosen.kernels
     try:
-        settings = (norm, dropout, mean, std, kernels, activation)
-        net = Net(arch, rows, classes, *settings)
+        net = Net(arch, rows, classes, norm, dropout, mean, std, kernels, activation)
         check_scores(net)
     except Exception as error:  # noqa: BLE001 - of any type, by what the class does
         place = "" if rows else f" ({place_of(error, arch)})"
@@ -505,9 +497,9 @@ def try_out(net):
 def find_head(net):
     """The layer that gives the scores, and the names of other weights of as many classes.
 
-    The layer is the last convolution or linear layer that runs; None where there is none, or
-    where its weights are no matter of the number of classes and others are, as in a class of
-    one's own with a layer of its own kind.
+    The layer is the last convolution or linear layer that runs. It is None where there is
+    none, or where only other weights have a shape that depends on the number of classes, as
+    in a class of one's own with a layer of its own kind.
     """
     _, head = try_out(net)
     if head is None:
@@ -595,7 +587,7 @@ def summarise(net, nodes):
         members = list(members)
         if any(node.window for node in members):
             groups.append((name, members))
-    modules = dict(net.named_modules())
+    modules = {layer_of(path): module for path, module in net.named_modules()}
     names = {name for name, _ in groups}
     return [line_of_summary(modules, names, *group) for group in groups]
 
@@ -609,15 +601,13 @@ def line_of_summary(modules, names, name, members):
     main = max(windows, key=lambda node: (max(node.window.kernel), node.macs))
     last = members[-1]
     parameters = "?" if any(node.learns for node in members) else "0"
-    for path in (f"body.{name}", name):
-        if path in modules and parameters == "?":
-            own = set(modules[path].parameters())
-            # Without those of the layers in it that have a line of their own.
-            for other in names:
-                if other.startswith(f"{name}."):
-                    inside = modules.get(f"body.{other}", modules.get(other))
-                    own -= set(inside.parameters()) if inside else set()
-            parameters = f"{sum(weight.numel() for weight in own):,}"
+    if parameters == "?" and name in modules:
+        own = set(modules[name].parameters())
+        # Without those of the layers in it that have a line of their own.
+        for other in names:
+            if other.startswith(f"{name}."):
+                own -= set(modules[other].parameters())
+        parameters = f"{sum(weight.numel() for weight in own):,}"
     return Line(
         name=name,
         kind=kind_of(members, windows, main),
@@ -643,7 +633,7 @@ def channels_first(node):
 def kind_of(members, windows, main):
     """What a row or layer is, in words: of its nodes, those with a window, the largest."""
     last = members[-1]
-    if last.operation == "mul":
+    if last.operation == "mul" and covers_map(main):
         return "gate"
     kind = main.operation
     if any(is_depthwise(node) for node in members):
@@ -705,8 +695,8 @@ def title_of(config, downsample):
 
 
 def print_computed(net):
-    """Print the rows of a table as they run; what the table says else is in brackets."""
-    print("\nThe rows as they run; what the table says else is in brackets")
+    """Print the rows of a table as they run."""
+    print("\nThe rows as they run; in brackets what the table says, where that differs")
     if net.rows is None:
         print("a class runs as it is written")
         return
@@ -730,8 +720,12 @@ def print_computed(net):
         )
 
 
+# The options that choose a network, by the names of `build`'s arguments.
+NETWORK = ("arch", "downsample", "norm", "activation", "dropout", "kernels")
+
+
 def add_network_options(parser):
-    """Add the options that choose a network, by the names of `build`'s arguments."""
+    """Add the options of NETWORK."""
     add = parser.add_argument_group("network").add_argument
     probability = number(float, 0, below=1)
     add("--arch", choices=ARCHS, default="default", help="a table or class of model.py")
@@ -777,8 +771,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.plot:
         check_writable(args.plot)
-    choice = (args.arch, args.downsample, args.norm, args.dropout)
-    net = build(*choice, kernels=args.kernels, activation=args.activation)
+    net = build(**{name: getattr(args, name) for name in NETWORK})
     nodes = trace(net)
     lines = summarise(net, nodes)
     print_summary(lines, count_parameters(net), computed_macs(net))

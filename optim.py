@@ -28,13 +28,12 @@ def make_optimizers(net, head, args):
             f"note      the kernels of {count} layers are computed from other weights "
             "(parametrizations): SGD trains these, and not Muon"
         )
-    taken = {id(kernel) for kernel in kernels}
-    of_norms = weights_of_norms(net)
+    taken, of_norms = set(kernels), weights_of_norms(net)
     matrices, vectors = [], []
     for weight in net.parameters():
-        if id(weight) in taken or not weight.requires_grad:
+        if weight in taken or not weight.requires_grad:
             continue
-        if weight.ndim > 1 and id(weight) not in of_norms:
+        if weight.ndim > 1 and weight not in of_norms:
             matrices.append(weight)
         else:
             vectors.append(weight)
@@ -48,8 +47,8 @@ def make_optimizers(net, head, args):
     optimizers = [torch.optim.SGD(groups, momentum=0.9, nesterov=True, **settings)]
     if kernels:
         settings = {"lr": args.muon_lr, "weight_decay": args.muon_decay}
-        are_mirrored = {id(layer.weight) for layer in mirrored(net)}
-        optimizers.append(Muon(kernels, are_mirrored, **settings))
+        mirrored_ids = {id(layer.weight) for layer in mirrored(net)}
+        optimizers.append(Muon(kernels, mirrored_ids, **settings))
     return optimizers
 
 
@@ -87,9 +86,7 @@ def in_words(optimizers):
     """How many weights each of the optimizers trains, in how many tensors."""
     words = []
     for optimizer in optimizers:
-        weights = []
-        for group in optimizer.param_groups:
-            weights += group["params"]
+        weights = [one for group in optimizer.param_groups for one in group["params"]]
         total = sum(weight.numel() for weight in weights)
         words.append(
             f"{total:,} weights in {len(weights)} tensors by {type(optimizer).__name__}"
@@ -123,27 +120,23 @@ def count_computed(net):
 
 
 def weights_of_norms(net):
-    """The ids of the weights of norms that may have several axes."""
-    found = set()
-    for module in net.modules():
-        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-            found.update(id(weight) for weight in module.parameters())
-    return found
+    """The weights of norms that may have several axes."""
+    kinds = (nn.LayerNorm, nn.RMSNorm)
+    norms = [module for module in net.modules() if isinstance(module, kinds)]
+    return {weight for norm in norms for weight in norm.parameters()}
 
 
 def mixing_kernels(net, head):
     """The weights that mix channels, of all convolutions and linear layers but `head`."""
-    kernels = {}  # by id: a weight may be there under two names
+    kernels = {}  # as keys, so that one under two names is there once
     for module in net.modules():
-        if not isinstance(module, (nn.Conv2d, nn.Linear)) or module is head:
-            continue
-        weight = module.weight
-        if not isinstance(weight, nn.Parameter):
-            continue
-        is_depthwise = weight.shape[1] == 1
-        if weight.requires_grad and not is_depthwise:
-            kernels[id(weight)] = weight
-    return list(kernels.values())
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module is not head:
+            weight = module.weight
+            is_own = isinstance(weight, nn.Parameter)  # and not computed from others
+            is_depthwise = weight.shape[1] == 1
+            if is_own and weight.requires_grad and not is_depthwise:
+                kernels[weight] = None
+    return list(kernels)
 
 
 class Muon(torch.optim.Optimizer):
@@ -209,7 +202,7 @@ def orthogonal_with_images(kernels):
     What mirroring leaves as it is and what it turns around are orthogonal to each other:
     they are two matrices of half the size, each brought near 1 for itself.
     """
-    # Not those of the parts: one factor for both, as for the matrix that they make up.
+    # The norm of the matrix that both parts make up, so that both are scaled alike.
     sizes = kernels.flatten(1).norm(dim=1).repeat(2)
     if kernels.shape[2] % 2 == 1:  # no pairs of channels, but the columns of each
         images = kernels.flip(4)

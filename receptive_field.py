@@ -132,11 +132,9 @@ def trace(net, size=SIDE):
     nodes = recorder.nodes
     value = recorder.value_of(output) if isinstance(output, Tensor) else None
     if value is None:
-        last = Node("", STOPPED, [nodes[-1]], unknown=reason)
-    else:
-        last = value.node
-        nodes.remove(last)
-    return [*nodes, last]
+        return [*nodes, Node("", STOPPED, [nodes[-1]], unknown=reason)]
+    # What a network does with its scores, such as to keep them, makes no part of them.
+    return nodes[: nodes.index(value.node) + 1]
 
 
 def computed_macs(net, side=SIDE):
@@ -222,8 +220,7 @@ class Recorder(TorchFunctionMode):
         for path, module in net.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue  # it takes no hooks
-            path = path.removeprefix("body").removeprefix(".")
-            module.register_forward_pre_hook(enter(path))
+            module.register_forward_pre_hook(enter(layer_of(path)))
             module.register_forward_hook(leave)
 
     def keep(self, tensor, value):
@@ -351,6 +348,11 @@ def covers_map(node):
     return node.window.kernel[0] >= height and node.window.kernel[1] >= width
 
 
+def layer_of(path):
+    """The name of a layer: its path in a `Net`, without the `body`."""
+    return path.removeprefix("body").removeprefix(".")
+
+
 def sources_of(values):
     return list(dict.fromkeys(value.node for value in values.values()))
 
@@ -379,7 +381,7 @@ def tensors_in(value):
 
 
 def version_of(tensor):
-    """Changes where a tensor is written to; NaN, which differs from itself, if not kept."""
+    """A number that changes with each write; NaN, equal to nothing, where there is none."""
     try:
         return tensor._version
     except (RuntimeError, ValueError):  # of inference mode, for one
@@ -505,21 +507,6 @@ def shared_places(call, prepare):
     return first
 
 
-def gives_map(function):
-    """Whether a function takes (N, C, H, W) for its axes, and gives such a map."""
-    return HANDLERS.get(function, (None, None))[1] in OF_MAPS
-
-
-def keeps_axes(function):
-    """Whether the elements of a function's result are where those of its argument are."""
-    return HANDLERS.get(function, (None, None))[1] in (pointwise, normalise)
-
-
-def joins(function):
-    """Whether a function joins several tensors to one."""
-    return HANDLERS.get(function, (None, None))[1] is join
-
-
 # Statistics are left out of a receptive field, as is usual.
 @handles("batch_norm instance_norm group_norm layer_norm rms_norm")
 def normalise(call, input, *args, **kwargs):
@@ -641,8 +628,7 @@ def max_pool(
     )
 
 
-@handles("adaptive_avg_pool2d")
-@handles("adaptive_max_pool2d adaptive_max_pool2d_with_indices")
+@handles("adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool2d_with_indices")
 def pool_to_size(call, input, *args, **kwargs):
     kernel = []
     for size, wanted in zip(input.shape[2:], call.output.shape[2:]):
@@ -685,4 +671,10 @@ def join(call, tensors, dim=0, axis=None):
     return [place.expand(shape) for place in shared_places(call, in_a_slice)]
 
 
-OF_MAPS = (convolve, avg_pool, max_pool, pool_to_size)
+def handler_of(function):
+    """What says how a function moves the map; None where it is not known."""
+    return HANDLERS.get(function, (None, None))[1]
+
+
+OF_MAPS = (convolve, avg_pool, max_pool, pool_to_size)  # from maps (N, C, H, W) to maps
+KEEP_AXES = (pointwise, normalise)  # elements stay where those of the argument are

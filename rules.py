@@ -29,7 +29,7 @@ class Rule(NamedTuple):
 
 
 def rule_where(text, value, passed, is_hidden):
-    """A rule that is not decided, but if it passed, where part of a network is not seen."""
+    """A rule; undecided if it did not pass and part of the network is not seen."""
     if is_hidden and not passed:
         return Rule(text, f"{value} in what is seen of the network", None)
     return Rule(text, value, passed)
@@ -42,7 +42,7 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     `dataset` adds the rule on it. Where part of the network is not seen, what is not found
     may be there: such a rule is not decided.
     """
-    # Of all of a map it is the next rule's affair, or a gate's.
+    # A maximum over the whole map is left to the rule on the end, or is a gate's.
     pools = [n for n in nodes if "max_pool" in n.operation and not pools_all(n)]
     separable = [node for node in nodes if is_separable(node, nodes)]
     dilated = [node for node in nodes if is_dilated(node)]
@@ -87,7 +87,7 @@ def count_parameters(module):
 
 
 def rule_on_parameters(net, nodes):
-    """That of the number of parameters, said with the number of classes."""
+    """The rule on the number of parameters; its value says for how many classes."""
     total, output = count_parameters(net), nodes[-1]
     classes = output.shape[-1] if output.shape else "?"
     value = f"{total:,} with {classes} classes"
@@ -98,7 +98,7 @@ def rule_on_parameters(net, nodes):
 
 
 def rule_on_receptive_field(output):
-    """That of the map which enters global pooling, or of the last map.
+    """The rule on the field of the map that enters global pooling, or of the last map.
 
     Of height and width, where they differ, the smaller one counts.
     """
@@ -131,12 +131,11 @@ def rules_on_blocks(net, nodes, is_hidden):
     passed = most_in_a_row(nodes, shrinking) > 2
     if passed:
         borders = shrinking
-    elif in_place:
-        passed = most_in_a_row(nodes, shrinking + in_place) > 2
-        if passed:
-            borders = borders + in_place
-            value = f"{names_of(net, in_place)} dilated in the place of strides"
-            value = f"{names_of(net, shrinking)}; {value}" if shrinking else value
+    elif most_in_a_row(nodes, shrinking + in_place) > 2:
+        passed = True
+        borders = borders + in_place
+        value = f"{names_of(net, in_place)} dilated in the place of strides"
+        value = f"{names_of(net, shrinking)}; {value}" if shrinking else value
     is_pooled = most_in_a_row(nodes, shrinking + in_place + pools) > 2
     rules = []
     if most_in_a_row(nodes, borders) > 2:
@@ -152,7 +151,7 @@ def rules_on_blocks(net, nodes, is_hidden):
 
 
 def rule_on_the_end(net, output, is_hidden):
-    """That of global average pooling, and what may follow it: the layers are optional."""
+    """The rule on global average pooling; layers behind it are optional."""
     behind, maps = walk_back(output)
     averages, layers, others, named = [], [], [], []
     for node in reversed(behind):
@@ -218,10 +217,10 @@ def pools_an_axis(node):
 
 def most_in_a_row(nodes, chosen):
     """How many of the chosen nodes follow one another, at most, on a way to the scores."""
-    return max(number_before(nodes, chosen).values())
+    return max(number_up_to(nodes, chosen).values())
 
 
-def number_before(nodes, chosen):
+def number_up_to(nodes, chosen):
     """How many of the chosen nodes there are up to each node and with it, by node.
 
     Where branches meet, the one with most of them counts.
@@ -239,7 +238,7 @@ def count_blocks(nodes, borders, is_last):
     `borders` are the nodes between blocks, each of which `is_last` in a block, or else first.
     """
     blocks = [0] * BLOCKS
-    numbers = number_before(nodes, borders)
+    numbers = number_up_to(nodes, borders)
     for node in nodes:
         if is_3x3(node):
             block = numbers[node]
@@ -268,13 +267,13 @@ def is_dilated(node):
 
 def shrinks_map(node):
     """Whether a node's map is smaller than the one before it, but not pooled away."""
-    if not node.window or node.operation == "pad" or pools_all(node):
+    if not node.window or node.operation == "pad":
+        return False
+    if pools_all(node) or pools_an_axis(node):
         return False
     before = node.sources[0]
     while before.operation == "pad":
         before = before.sources[0]
-    if pools_an_axis(node) or max(before.size) == 1:
-        return False
     return node.size[0] < before.size[0] or node.size[1] < before.size[1]
 
 

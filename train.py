@@ -88,6 +88,7 @@ from machine import (
 )
 from model import (
     ARCHS,
+    NETWORK,
     add_network_options,
     build,
     find_head,
@@ -112,7 +113,6 @@ from utils import OwnError, Parser, UserError, is_text, number
 
 # The options, each with its type, its default and what it does. A checkpoint keeps all but
 # those of one command alone.
-NETWORK = ("arch", "downsample", "norm", "activation", "dropout", "kernels")
 NOT_KEPT = (
     "augment", "device", "dry_run", "find_lr", "is_continued", "resume", "rules", "seeds",
     "workers",
@@ -121,6 +121,7 @@ MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
 SMALL_BATCH = 32  # for few images
 NATURAL, POSITIVE = number(int, 0), number(int, 1)
 RATE, FRACTION = number(float, 0), number(float, 0, 1)
+SEED = number(int, 0, 2**32 - 1)  # PyTorch's generator on CPUs leaves out higher bits
 
 
 # fmt: off
@@ -177,7 +178,7 @@ def add_recipe_options(add):
         "probabilities (distillation), or with their mean where the option is given again")
     add("--ema", type=FRACTION, default=0.02,
         help="share of the steps that the average of the weights (EMA) spans")
-    add("--seed", type=number(int, 0, 2**63 - 1), default=0,
+    add("--seed", type=SEED, default=0,
         help="seed of the weights, the order and the augmentation")
     add("--seeds", type=POSITIVE, default=1, metavar="N",
         help="train N seeds, starting at --seed")
@@ -321,7 +322,7 @@ def option_of(name):
 
 
 def complete(args):
-    """Fill in what follows from other options; UserError for names that are none."""
+    """Fill in what follows from other options; UserError where one's value cannot be."""
     if not is_text(args.data_dir):
         raise UserError("the name of the folder --data-dir does not print: rename it")
     args.dataset = pick_dataset(args.dataset, args.data_dir)
@@ -343,11 +344,6 @@ def complete(args):
         raise UserError("--find-lr multiplies the rates: give an --lr over 0")
     if args.schedule == "plateau" and args.gamma == 1:
         raise UserError("--schedule plateau lowers the rates: give a --gamma under 1")
-
-
-def kept_options(args):
-    """The options that a checkpoint keeps."""
-    return {name: value for name, value in vars(args).items() if name not in NOT_KEPT}
 
 
 def main(argv=None):
@@ -416,8 +412,8 @@ def train(args, resumed, images, files, device, world=ALONE):
         batches.append((shrink(first), labels))
     count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
     compiled = compile_where_it_pays(training, args.compile, count, batches, world)
-    options = kept_options(args)
-    run = describe(options, images, net, device, dtype, compiled, on_device, world)
+    kept = {key: value for key, value in vars(args).items() if key not in NOT_KEPT}
+    run = describe(kept, images, training, compiled, on_device)
     title = title_of(net.config, args.downsample)
     saved = saved_by_mirroring(net)
     shown = f"{title} (saving {saved:,})" if saved else title
@@ -766,7 +762,7 @@ def train_seeds(args, device, world):
         own = [(one, Files(one, ALONE)) for one in world.shard(trainings)]
     except UserError as error:
         trouble = str(error)
-    say_all(world.gather([trouble]))
+    raise_any(world.gather([trouble]))
     images = load_images(args, world)
     for one, files in own:
         print(f"\nin {one.out}")
@@ -776,7 +772,7 @@ def train_seeds(args, device, world):
             trouble = f"{one.out}: {error}"
         if status or trouble:
             break
-    say_all(world.gather([trouble]))
+    raise_any(world.gather([trouble]))
     status = max(world.gather([status]))
     if status and not args.dry_run:
         print("to go on with all seeds: the same command with --continue")
@@ -787,7 +783,7 @@ def train_seeds(args, device, world):
     return status
 
 
-def say_all(troubles):
+def raise_any(troubles):
     """Raise UserError with what is wrong in some of the processes; None is nothing."""
     if troubles := [line for line in troubles if line]:
         raise UserError("; ".join(troubles))

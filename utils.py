@@ -16,8 +16,8 @@ import sys
 import tempfile
 import time
 import traceback
-import unicodedata
 from pathlib import Path
+from unicodedata import category
 
 from tqdm import tqdm
 
@@ -94,12 +94,10 @@ def is_first_on_its_node():
 
 def printable(text):
     """A text, such as the name of a file, with what does not print on a line escaped."""
-    parts = []
-    for character in str(text):
-        if not character.isprintable():
-            character = character.encode("unicode_escape", "surrogatepass").decode()
-        parts.append(character)
-    return "".join(parts)
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode()
+        for one in str(text)
+    )
 
 
 def line_of(error):
@@ -150,8 +148,7 @@ class Parser(argparse.ArgumentParser):
     """argparse, with the defaults in --help and an error in one line."""
 
     def __init__(self, **settings):
-        settings["formatter_class"] = DefaultsInWords
-        super().__init__(**settings)
+        super().__init__(formatter_class=DefaultsInWords, **settings)
 
     def error(self, message):
         complain(f"{self.prog}: error: {message} (--help shows the options)")
@@ -169,7 +166,7 @@ def number(kind, low, high=math.inf, below=math.inf):
 
     def parse(text):
         value = kind(text)
-        if not (low <= value <= high and value < below and math.isfinite(value)):
+        if not (low <= value <= high and value < below):
             raise argparse.ArgumentTypeError(f"{text} is not {span}")
         return value
 
@@ -206,14 +203,13 @@ def replace(source, path):
     it is tried for some seconds.
     """
     tries = 20 if sys.platform == "win32" else 1
-    while True:
+    for left in reversed(range(tries)):
         try:
             return os.replace(source, path)
         except PermissionError:
-            tries -= 1
-            if tries == 0:
+            if left == 0:
                 raise
-        time.sleep(0.25)
+            time.sleep(0.25)
 
 
 def check_writable(*paths):
@@ -271,7 +267,7 @@ def is_running(pid):
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # of another user; no number of a process
+    except (PermissionError, OverflowError):  # another user's; too large a number
         return True
     return True
 
@@ -294,5 +290,4 @@ def write_json(path, content):
 
 def is_text(value):
     """Whether a value is a string that prints: no control characters, no stray bytes."""
-    categories = {unicodedata.category(character) for character in str(value)}
-    return isinstance(value, str) and not categories & {"Cc", "Cs"}
+    return isinstance(value, str) and {"Cc", "Cs"}.isdisjoint(map(category, value))

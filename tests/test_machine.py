@@ -332,23 +332,28 @@ def test_a_training_beside_other_programs_is_told_so(
     assert capsys.readouterr().out.count("OMP_NUM_THREADS=1 ") == is_said
 
 
-def test_processes_of_one_training_are_no_other_programs(monkeypatch, capsys):
+@pytest.mark.parametrize(("processes", "workers"), [("2", 0), ("1", 2)])
+def test_its_own_processes_are_no_other_programs(
+    monkeypatch, capsys, processes, workers
+):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     clock = Clock(monkeypatch)
-    crowding = machine.Crowding(CPU, workers=0)
+    crowding = machine.Crowding(CPU, workers=workers)
     clock.minute(1.3, 4.0)
     crowding.note()
     assert capsys.readouterr().out == ""
 
 
-def test_workers_of_the_loader_are_no_other_programs(monkeypatch, capsys):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    clock = Clock(monkeypatch)
-    crowding = machine.Crowding(CPU, workers=2)
-    clock.minute(1.3, 4.0)
-    crowding.note()
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize(
+    ("rank", "order"), [(0, ["loaded", "barrier"]), (1, ["barrier", "loaded"])]
+)
+def test_one_process_of_a_node_loads_before_the_others(monkeypatch, rank, order):
+    done = []
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(machine.dist, "barrier", lambda: done.append("barrier"))
+    machine.World(rank, 2).first_on_its_node(lambda: done.append("loaded"))
+    assert done == order
 
 
 @pytest.mark.parametrize(("processes", "is_its"), [("1", False), ("2", True)])

@@ -25,13 +25,13 @@ from layers import (
     Depthwise,
     Residual,
     Row,
-    Same,
     SqueezeExcitation,
     as_computed,
     size_after,
 )
 from model import (
     ARCHS,
+    CLASSES,
     DOWNSAMPLE,
     KERNELS,
     Arch,
@@ -41,6 +41,7 @@ from model import (
     find_head,
     head_alone,
     random_images,
+    summarise,
     table,
     title_of,
     try_out,
@@ -416,11 +417,51 @@ def test_a_norm_that_takes_some_channels_alone(monkeypatch):
     assert as_computed(SMALL, "none") == as_computed(SMALL, "batch") != SMALL
 
 
+def test_a_class_gets_the_activation_that_is_given(monkeypatch, fails):
+    seen = []
+
+    class Active(OwnNet):
+        def __init__(self, classes, activation="relu"):
+            seen.append(activation)
+            super().__init__(classes)
+
+    monkeypatch.setitem(ARCHS, "active", Active)
+    build("active", "dilated", None, None)
+    assert set(seen) == {"relu"}
+    seen.clear()
+    build("active", "dilated", None, None, activation="gelu")
+    assert set(seen) == {"gelu"}
+    errors = fails(model.main, "--arch", "own", "--activation", "gelu")
+    assert "takes no activation" in errors
+
+
+def test_any_row_may_have_as_many_channels_as_there_are_classes(monkeypatch):
+    monkeypatch.setitem(ARCHS, "edited", edit({"c4.conv": {"channels": CLASSES}}))
+    net = build("edited", "dilated", "batch", None, classes=6)
+    assert net.body.o.conv.conv.weight.shape == (6, 6, 1, 1)
+
+
+def test_a_convolution_that_scales_its_result_is_no_gate(monkeypatch):
+    class Scaled(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * 0.5
+
+    class Own(OwnNet):
+        def __init__(self, classes=10):
+            super().__init__(classes)
+            self.last = Scaled(24, 32, 3, padding=1)
+
+    monkeypatch.setitem(ARCHS, "mine", Own)
+    net = build("mine", "dilated", None, None)
+    kinds = {line.name: line.kind for line in summarise(net, trace(net))}
+    assert kinds["last"] == kinds["stem"] == "conv2d"
+
+
 def test_a_kind_that_leaves_no_place_for_a_norm_is_refused(monkeypatch):
     """They would be added where nothing runs them."""
 
     def block(row, channels):
-        return Residual(KINDS["plain"](row, channels), Same(1))
+        return Residual(KINDS["plain"](row, channels), nn.Identity())
 
     monkeypatch.setitem(KINDS, "block", block)
     monkeypatch.setitem(ARCHS, "edited", edit({"c2.conv": {"kind": "block"}}))

@@ -39,6 +39,12 @@ def names_of(net, weights):
     return [by_id[id(weight)].removeprefix("body.") for weight in weights]
 
 
+@pytest.mark.parametrize(("epochs", "expected"), [(24, 8), (2, 1)])
+def test_steps_are_a_third_of_the_epochs_apart(epochs, expected):
+    args, _ = parse_arguments(["--epochs", str(epochs)])
+    assert args.step_epochs == expected
+
+
 def test_groups_of_weights_of_a_table():
     own = start("--optimizer", "muon", "--weight-decay", 0.01, "--muon-decay", 0.02)
     sgd, muon = own.optimizers

@@ -13,8 +13,8 @@ from conftest import ROOT
 from checkpoint import load_checkpoint, restore
 from dataset import HOLE, MOVE, AugmentedImages, augmentation
 from layers import NORMS
-from model import DOWNSAMPLE, build
-from receptive_field import trace
+from model import DOWNSAMPLE, KERNELS, build
+from receptive_field import computed_macs, trace
 from rules import (
     FIELD_TO_EXCEED,
     GOAL,
@@ -22,6 +22,7 @@ from rules import (
     PARAMETERS,
     RECEPTIVE_FIELD,
     checklist,
+    count_parameters,
 )
 from train import parse_arguments
 
@@ -108,6 +109,34 @@ def test_images_stay_uint8_of_32x32(mirror):
     for image in AugmentedImages(white, None, transform, 0).augment(1, range(20)):
         assert image.shape == (32, 32, 3), f"{EDITED}images are of another size"
         assert image.dtype == np.uint8, f"{EDITED}images are not uint8"
+
+
+def text_of(name):
+    """A document in one line, as its sentences go over several."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def test_figures_in_prose_are_those_of_the_default():
+    net, free = (build("default", "dilated", "batch", None, kernels=k) for k in KERNELS)
+    readme, text = text_of("README.md"), text_of("docs/how-it-works.md")
+    total = count_parameters(free)
+    assert f"(if they were: {total:,})" in readme
+    assert f"(saving {total - count_parameters(net):,})" in readme
+    assert f"the default table then has {total:,} parameters" in text
+    whole = sum(node.macs for node in trace(net)) / 1e6
+    computed = computed_macs(net) / 1e6
+    spared = f"{computed:.1f} million multiply-adds per image instead of {whole:.1f}"
+    assert f"with {spared} million" in text
+
+
+@pytest.mark.parametrize("downsample", ["strided", "stride-free"])
+def test_figures_of_the_variants(downsample):
+    net = build("default", downsample, "batch", None)
+    nodes = trace(net)
+    values = {rule.text: rule.value for rule in checklist(net, nodes)}
+    macs = sum(node.macs for node in nodes) / 1e6
+    row = f"| `--downsample {downsample}` | {values[RECEPTIVE_FIELD]} | {macs:.0f} million |"
+    assert row in text_of("docs/results.md")
 
 
 TABLE = "the table '{}' of model.py was edited: "

@@ -101,6 +101,16 @@ def passed(net):
     return {rule.text: rule.passed for rule in checklist(net, trace(net))}
 
 
+def test_what_is_done_with_the_scores_is_no_part_of_the_network():
+    class Watched(OwnNet):
+        def forward(self, x):
+            scores = super().forward(x)
+            self.shares = scores.exp()
+            return scores
+
+    assert passed(Watched()) == passed(OwnNet())
+
+
 def test_rules_do_not_depend_on_names():
     renamed = [row._replace(name=f"x{i}.y") for i, row in enumerate(SMALL)]
     ARCHS["renamed"] = renamed

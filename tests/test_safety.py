@@ -46,7 +46,8 @@ FUZZ = int(os.environ.get("FUZZ", "300"))
 
 # What says all that counts here, so that other defaults change no test.
 RECIPE = ["--optimizer", "muon", "--lr", "0.2", "--muon-lr", "0.03"]
-RECIPE += ["--schedule", "onecycle", "--ema", "0.02", "--amp", "off"]
+# Of an EMA of so many steps that it is not the network itself.
+RECIPE += ["--schedule", "onecycle", "--ema", "0.2", "--amp", "off"]
 # Small enough for a second or so, with dropout, so that random numbers count.
 DIGITS = ["--dataset", "digits", "--val-size", "1100", "-b", "32", *RECIPE]
 SMALL = ["--arch", "small", "--dropout", "0.1", *DIGITS]
@@ -59,6 +60,8 @@ HARNESS = """
 import csv, json, os, random, signal, sys, time
 from PIL import Image
 import checkpoint, nets, train, utils
+# What is imported late: else each fork does so, for seconds, in which a kill finds no training.
+import sklearn.datasets, sklearn.model_selection, torch._dynamo, torchvision.transforms.v2
 
 folders, seed, arguments = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 pictures = "results/augmented.png", "results/curves.png"
@@ -106,15 +109,21 @@ def kill_at_flush(number):
     os.fsync = fsync
     check_files()
 
+def epochs():
+    return open("log").read().count("\\nepoch ") if os.path.exists("log") else 0
+
 def kill_at_random(kills):
-    killed = 0
-    while killed < kills:
+    for _ in range(kills):
+        enough, limit = epochs() + random.randint(0, 6), time.monotonic() + 100
         pid = start()
-        # Longer each time, so that a slow machine gets on too.
-        time.sleep(random.uniform(0.5, 2.5 + min(killed, 10) / 5))
+        while epochs() < enough:  # 0: as it starts
+            assert time.monotonic() < limit, open("log").read()
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.2))
         os.kill(pid, signal.SIGKILL)
-        killed += os.waitpid(pid, 0)[1] == signal.SIGKILL
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, "it ended before it was killed"
         check_files()
+    assert not kills or epochs() > 0, "no kill found it training"
 
 random.seed(seed)
 for folder, kills in folders.items():
@@ -460,6 +469,15 @@ def test_going_on_overwrites_no_other_training(
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
+def test_resume_finds_images_that_have_moved(image_folder, call, fails, tmp_path):
+    options = ["--data-dir", image_folder, "-b", 16, "-j", 0, "--epochs", 1]
+    assert call(train.main, *options, "--arch", "small", *RECIPE)[0] == 0
+    moved = image_folder.rename(tmp_path / "moved")
+    resume = ["--resume", "last.pt", "-j", 0]
+    assert "there is no folder" in fails(train.main, *resume)
+    assert call(train.main, *resume, "--data-dir", moved)[0] == 0
+
+
 def test_a_finished_training_resumed_elsewhere_leaves_all_files(trained, call):
     options = ["--resume", trained / "last.pt", "-j", 0, "--name", "moved"]
     assert call(train.main, *options)[0] == 0
@@ -477,6 +495,7 @@ def test_test_images_are_said_to_be_unseen_once(tmp_path, capsys):
     assert "seen by nothing before" not in output
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 def test_what_make_runs_goes_on_by_make(tmp_path, capsys, monkeypatch):
     """Its Python is not on the path."""
     monkeypatch.setenv("MAKELEVEL", "1")
@@ -661,6 +680,8 @@ def own(tmp_path_factory):
     """A folder with best.pt and last.pt of a class, of the first of two epochs."""
     folder = tmp_path_factory.mktemp("own")
     options = [*DIGITS, "--arch", "own", "--epochs", "2", "-j", "0"]
+    # An average would hardly have learned yet, and answer much the same to anything.
+    options += ["--ema", "0"]
     assert train_here(folder, *options, stop_in=2) == 130
     return folder
 
@@ -685,13 +706,17 @@ EDITS = {
     "other sizes": (Wider, "body.hidden.weight is of shape (32, 32)"),
     "an error": (Broken, "cannot be built: sizes do not match (test_safety.py, line"),
     "now a table": (ARCHS["small"], "is not in ARCHS"),
+    "gone": (None, "the class 'own', is not in ARCHS"),
 }
 
 
 @pytest.mark.parametrize("name", EDITS)
 def test_checkpoint_of_a_class_that_has_changed(own, fails, monkeypatch, name):
     changed, message = EDITS[name]
-    monkeypatch.setitem(ARCHS, "own", changed)
+    if changed is None:
+        monkeypatch.delitem(ARCHS, "own")
+    else:
+        monkeypatch.setitem(ARCHS, "own", changed)
     assert message in fails(evaluate.main, "--ckpt", own / "best.pt")
     assert message in fails(train.main, "--resume", own / "last.pt", "-j", 0)
     init = ["--init", own / "best.pt", *DIGITS]
@@ -718,15 +743,6 @@ def test_code_that_gives_other_scores_is_noticed(own, stopped, call, monkeypatch
     del older["answers"]  # as checkpoints were before
     save_checkpoint(stopped / "best.pt", older)
     assert note not in call(evaluate.main, "--ckpt", stopped / "best.pt")[1]
-
-
-def test_checkpoint_of_a_class_that_has_gone(own, fails, monkeypatch):
-    monkeypatch.delitem(ARCHS, "own")
-    message = "the class 'own', is not in ARCHS"
-    assert message in fails(evaluate.main, "--ckpt", own / "best.pt")
-    assert message in fails(train.main, "--resume", own / "last.pt", "-j", 0)
-    init = ["--init", own / "best.pt", *DIGITS]
-    assert message in fails(train.main, *init, "-j", 0)
 
 
 @pytest.fixture
@@ -858,6 +874,15 @@ def test_damaged_states_of_a_training(trained, tmp_path, fails, place, value):
         state["history"][0][place] = value
     save_checkpoint(tmp_path / "last.pt", checkpoint)
     assert "damaged" in fails(train.main, "--resume", "last.pt", "-j", 0)
+
+
+@pytest.mark.parametrize("option", [(5, 1), ("lr", torch.ones(2))])
+def test_damaged_options_of_a_training(trained, tmp_path, fails, option):
+    checkpoint = load_checkpoint(trained / "last.pt")
+    name, value = option
+    checkpoint["args"][name] = value
+    save_checkpoint(tmp_path / "last.pt", checkpoint)
+    assert "no options in it" in fails(train.main, "--resume", "last.pt", "-j", 0)
 
 
 def test_truncated_checkpoints(trained, tmp_path):

@@ -134,9 +134,7 @@ def as_matrix(kernel):
 class OurLoop:
     """The loop of train.py, with its defaults but for what is given here."""
 
-    def __init__(
-        self, data, device, arch, amp="auto", compiled=False, channels_last=True
-    ):
+    def __init__(self, data, device, arch, amp, compiled=False, channels_last=True):
         args, _ = train.parse_arguments(["--arch", arch, "--small", "0"])
         self.device, self.dtype = device, pick_precision(device, amp)
         choice = (args.arch, args.downsample, args.norm, args.dropout)

@@ -2,10 +2,9 @@
 
     python tools/demo.py [options of train.py]
 
-Everything goes into results/demo, whatever the options say.
+Everything goes into results/demo.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,12 +20,8 @@ EVALUATION = ["--ckpt", f"{OUT}/best.pt", "--out", OUT]
 
 
 def main(argv=None):
-    # --name says where all goes; argparse would refuse these beside it.
-    dropped = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--ckpt", "--out", "--name"):
-        dropped.add_argument(option)
-    _, options = dropped.parse_known_args(argv)
-    options = ["--dataset", "digits", "--epochs", "10", *options, "--name", "demo"]
+    given = sys.argv[1:] if argv is None else argv
+    options = ["--dataset", "digits", "--epochs", "10", *given, "--name", "demo"]
     args, _ = train.parse_arguments(options)
     leaves_best = not (args.dry_run or args.find_lr or args.seeds > 1)
     status = train.main(options)

@@ -41,8 +41,8 @@ class Jpeg(A.ImageCompression):
         return exchanged[..., ::-1]
 
 
-# Each three severities.
 BLOCKS = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_NEAREST_EXACT}
+# Each with three severities, the mildest first.
 CORRUPTIONS = {
     "Gaussian noise": [A.GaussNoise((std, std)) for std in (0.04, 0.08, 0.10)],
     "shot noise": [A.ShotNoise((1 / n, 1 / n)) for n in (500, 100, 50)],
@@ -92,9 +92,9 @@ def calibration_error(probabilities, labels, bins=15):
 
 
 def temperature(scores, labels):
-    """What to divide scores (N, classes) by, so that they are the likeliest of the labels."""
+    """What to divide scores (N, classes) by, so that the labels become the likeliest."""
     log = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log], line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([log], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss():
         optimizer.zero_grad()
@@ -102,8 +102,7 @@ def temperature(scores, labels):
         value.backward()
         return value
 
-    for _ in range(5):
-        optimizer.step(loss)
+    optimizer.step(loss)
     return log.exp().item()
 
 
