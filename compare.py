@@ -44,11 +44,7 @@ class Run(NamedTuple):
     row: dict  # of the table
     chosen_on: str  # the images that chose the best epoch, "test" or "val"
     history: list  # of each epoch its metrics, by name
-
-    @property
-    def accuracies(self):
-        """Those that chose the best epoch, 0 to 1."""
-        return [row[f"{self.chosen_on}_accuracy"] for row in self.history]
+    accuracies: list  # of each epoch that which chooses the best one, 0 to 1
 
 
 def read_run(folder):
@@ -63,20 +59,17 @@ def read_run(folder):
                 )
         options = OLDER_OPTIONS | training["args"] | unsaid(training)
         chosen_on = training["chosen_on"]
-        run = Run(folder.name, options, {}, chosen_on, history)
-        accuracies = run.accuracies
+        accuracies = [row[f"{chosen_on}_accuracy"] for row in history]
         reached = [e for e, value in enumerate(accuracies, 1) if value >= GOAL]
-        run.row.update(
-            {
-                **describe_network(training["net"]),
-                "epochs": f"{len(history)}/{options['epochs']}",
-                f"at {GOAL:.0%}": f"{reached[0]}" if reached else "-",
-                "best": f"{max(accuracies):.2%}",
-                "last": f"{accuracies[-1]:.2%}",
-                "s/epoch": f"{sum(training['seconds']) / len(history):.1f}",
-            }
-        )
-        return run
+        row = {
+            **describe_network(training["net"]),
+            "epochs": f"{len(history)}/{options['epochs']}",
+            f"at {GOAL:.0%}": f"{reached[0]}" if reached else "-",
+            "best": f"{max(accuracies):.2%}",
+            "last": f"{accuracies[-1]:.2%}",
+            "s/epoch": f"{sum(training['seconds']) / len(history):.1f}",
+        }
+        return Run(folder.name, options, row, chosen_on, history, accuracies)
     except (
         AttributeError,
         LookupError,
@@ -165,10 +158,8 @@ def print_spread(runs):
 
 def plot(runs, path):
     """The curves of each training by epoch: each metric in training, and as evaluated."""
-    metrics = {}
-    for training in runs:
-        for name in training.history[-1]:
-            metrics |= {name.partition("_")[2]: None} if "_" in name else {}
+    names = [name for training in runs for name in training.history[-1] if "_" in name]
+    metrics = dict.fromkeys(name.partition("_")[2] for name in names)  # each once
     size = (5.5 * len(metrics), 8)
     figure = Figure(figsize=size, layout="constrained")
     rows = figure.subplots(2, len(metrics), squeeze=False)
@@ -193,12 +184,11 @@ def plot(runs, path):
 
 def draw_curve(axes, training, name, number, is_loss):
     """One metric of a training, in the colour of its number, where the training has it."""
-    points = []
-    for row in training.history:
-        if name in row:
-            points.append((row["epoch"], row[name] if is_loss else 100 * row[name]))
+    rows = [row for row in training.history if name in row]
+    scale = 1 if is_loss else 100
     axes.plot(
-        *(zip(*points) if points else ((), ())),
+        [row["epoch"] for row in rows],
+        [scale * row[name] for row in rows],
         color=f"C{number % 10}",
         linestyle=DASHES[number % len(DASHES)],
         marker=MARKS[number % len(MARKS)],

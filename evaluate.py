@@ -23,15 +23,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from checkpoint import OF_EVALUATION, load_checkpoint, restore
-from dataset import (
-    DATA_DIR,
-    DATASETS,
+from dataset import DATA_DIR, DATASETS, digest, load, pick_dataset
+from folders import (
     NoImage,
-    digest,
     list_part,
-    load,
     notes_in_words,
-    pick_dataset,
     read_image,
     reason_to_skip,
     skipped_in_words,
@@ -161,9 +157,8 @@ def classify(net, paths, classes, device, dtype, mirror, dark_ground, picture):
         for result, shares, numbers in zip(
             readable, likeliest.values.tolist(), likeliest.indices.tolist()
         ):
-            result["classes"] = {}
-            for share, number in zip(shares, numbers):
-                result["classes"][classes[number]] = share
+            names = [classes[number] for number in numbers]
+            result["classes"] = dict(zip(names, shares))
     print_classified(results)
     told = notes_in_words(notes) + skipped_in_words(skipped)
     print(f"\n{len(readable):,} images read{told}")

@@ -1,25 +1,32 @@
-"""The machine: its devices, their precision and compiler, and the processes of torchrun.
+"""The machine: its devices, their precision and compiler, and a training's processes.
 
 torchrun --standalone --nproc-per-node=2 train.py ...
 """
 
+import atexit
+import contextlib
 import ctypes
 import math
+import multiprocessing
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from typing import NamedTuple
 
 import joblib
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils.data import DataLoader
 
 from layers import Conv
 from utils import UserError
@@ -34,6 +41,7 @@ PRECISIONS = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+WORKERS = weakref.WeakSet()  # the processes that loaders started
 
 
 def add_device_options(add):
@@ -415,3 +423,65 @@ def run_id():
 def is_restart():
     """Whether torchrun has started this training again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+class Loader(DataLoader):
+    """A DataLoader whose worker processes end with the script, however that ends."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, worker_init_fn=ignore_lost_connections, **settings)
+
+    def __iter__(self):
+        if self.num_workers == 0:
+            return super().__iter__()
+        atexit.unregister(stop_workers)  # one call serves any number of loaders
+        atexit.register(stop_workers)
+        others = set(multiprocessing.active_children())
+        try:
+            with stopped_by_parent():
+                return super().__iter__()
+        finally:  # also where Ctrl-C comes while they start
+            WORKERS.update(set(multiprocessing.active_children()) - others)
+
+
+def ignore_lost_connections(_):
+    """In a worker: print no traceback where the training ends while it hands on a batch."""
+
+    def show(kind, *rest):
+        if not issubclass(kind, ConnectionError):
+            sys.__excepthook__(kind, *rest)
+
+    # That of a thread of multiprocessing; the worker's own errors travel.
+    sys.excepthook = show
+
+
+@contextlib.contextmanager
+def stopped_by_parent():
+    """Let the processes that start here never hear of Ctrl-C and SIGTERM.
+
+    They inherit that these signals are blocked. What stops the training comes to all its
+    processes at once, and it stops its workers itself.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # where it starts, it lets both signals through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def stop_workers():
+    """End the worker processes that still run, and no other process.
+
+    They do not hear the signal by which Python ends its child processes at exit: Python
+    would wait for ever for those of a loader that is still held.
+    """
+    running = [child for child in multiprocessing.active_children() if child in WORKERS]
+    if running and hasattr(signal, "SIGCHLD"):
+        # Or torch raises an error as soon as it hears of the first that is killed.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in running:
+        worker.kill()

@@ -100,9 +100,8 @@ def what_matters(lines, is_loss):
     finite = [value for value in later if math.isfinite(value)] or [0.0]
     lowest, highest = min(finite), max(finite)
     margin = 0.08 * (highest - lowest) or 0.1
-    if is_loss:
-        return max(0, lowest - margin), highest + margin
-    return max(0, lowest - margin), min(100, highest + margin)
+    top = math.inf if is_loss else 100
+    return max(0, lowest - margin), min(top, highest + margin)
 
 
 def plot_images(images, titles, columns, path, heading):
@@ -178,14 +177,14 @@ def plot_confusion(matrix, classes, path):
     The colours are those of the mistakes alone: the right answers would drown them. With
     many classes the ten pairs confused most stand in place of the counts.
     """
+    mistakes = matrix.copy()
+    np.fill_diagonal(mistakes, 0)
     if len(classes) > COUNTED:
-        plot_confused_pairs(matrix, classes, path)
+        plot_confused_pairs(mistakes, classes, path)
         return
     side = 3 + 0.55 * len(classes)
     figure = Figure(figsize=(side + 1.6, side), layout="compressed")
     axes = figure.subplots()
-    mistakes = matrix.copy()
-    np.fill_diagonal(mistakes, 0)
     labels = []
     for number, name in enumerate(classes):
         share = matrix[number, number] / max(1, matrix[number].sum())
@@ -212,10 +211,8 @@ def limits_of(mistakes):
     return {"vmin": 0, "vmax": max(1, mistakes.max())}
 
 
-def plot_confused_pairs(matrix, classes, path):
+def plot_confused_pairs(mistakes, classes, path):
     """The mistakes of many classes in colour, and the ten pairs confused most in words."""
-    mistakes = matrix.copy()
-    np.fill_diagonal(mistakes, 0)
     figure = Figure(figsize=(14, 8), layout="constrained")
     axes, words = figure.subplots(1, 2, width_ratios=(3, 1))
     settings = {"cmap": "Oranges", "interpolation": "nearest"} | limits_of(mistakes)

@@ -49,7 +49,6 @@ from dataset import (
     MOVE,
     AugmentedImages,
     augmentation,
-    augments_on_device,
     digest,
     load_splits,
     mean_and_std,
@@ -110,6 +109,7 @@ from rules import (
     print_note_on_scores,
 )
 from utils import OwnError, Parser, UserError, is_text, number
+from whole_batch import augments_on_device
 
 # The options, each with its type, its default and what it does. A checkpoint keeps all but
 # those of one command alone.

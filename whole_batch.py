@@ -12,6 +12,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import Dataset
+
+from machine import Loader
+from utils import UserError
 
 VERSION = "2.0.8"  # of albumentations: what is read here of its steps is this version's
 MOVES = (A.Affine, A.ShiftScaleRotate)
@@ -43,13 +47,13 @@ def is_known_step(step):
     return type(step) is A.HorizontalFlip
 
 
-def augment_batch(transform, images, set_generators):
+def augment_batch(transform, images, places):
     """Augment uint8 images (N, H, W, 3) in place, as `transform(image=...)` does each of them.
 
-    `set_generators(place)` brings the generators of the transform to where those of an
-    image begin. `is_known` has to hold.
+    `places` is as from `AugmentedImages.places`: it yields the place of an image when the
+    generators of the transform are set for its draws. `is_known` has to hold.
     """
-    for draw in draw_batch(transform, len(images), images.shape[1:], set_generators):
+    for draw in draw_batch(transform, places, images.shape[1:]):
         if type(draw.step) is A.HorizontalFlip:
             images[draw.places] = images[draw.places, :, ::-1]
         elif type(draw.step) is A.CoarseDropout:
@@ -58,28 +62,26 @@ def augment_batch(transform, images, set_generators):
             move(draw, images)
 
 
-def draw_batch(transform, count, shape, set_generators):
-    """The `Draw` of each step for `count` images of a shape (H, W, 3)."""
+def draw_batch(transform, places, shape):
+    """The `Draw` of each step for the images of these places, of a shape (H, W, 3)."""
     draws = [Draw(step, [], []) for step in transform.transforms]
-    shape = {"shape": shape}
-    for place in range(count):
-        set_generators(place)
+    for place in places:
         if transform.py_random.random() >= transform.p:
             continue
-        for step, places, values in draws:
-            if step.should_apply():
-                places.append(place)
-                values.append(draw_values(step, shape))
+        for draw in draws:
+            if draw.step.should_apply():
+                draw.places.append(place)
+                draw.values.append(draw_values(draw.step, shape))
     return draws
 
 
 def draw_values(step, shape):
     """What a step draws for an image, in the order of albumentations."""
     if type(step) is A.CoarseDropout:
-        return draw_holes(step, shape["shape"])
+        return draw_holes(step, shape)
     if type(step) is A.HorizontalFlip:
         return None
-    shift = step._get_translate_params(shape["shape"])
+    shift = step._get_translate_params(shape)
     shear = step._get_shear_params()
     scale = step._get_scale(
         step.scale, step.keep_ratio, step.balanced_scale, step.py_random
@@ -183,26 +185,25 @@ def is_known_on_device(transform):
     )
 
 
-def draw_for_device(transform, count, shape, set_generators):
+def draw_for_device(transform, places, count, side):
     """What `augment_on_device` needs besides the images: where pixels come from, and holes.
 
-    `shape` is (side, side, 3). The first is (count, 2, 3), float32, and takes a pixel (x, y, 1)
-    of the new image to a place in the old one, -1 to 1 from the middle of the first pixel
-    to that of the last; the second is (count, holes, 4): left, top, right, bottom.
+    The first is (count, 2, 3), float32, and takes a pixel (x, y, 1) of the new image to a
+    place in the old one, -1 to 1 from the middle of the first pixel to that of the last; the
+    second is (count, holes, 4): left, top, right, bottom. `places` is as in `augment_batch`.
     """
-    side = shape[0]
     sources = np.tile(np.eye(3), (count, 1, 1))
     holes = np.zeros((count, 0, 4), np.int64)
-    for step, places, values in draw_batch(transform, count, shape, set_generators):
+    for step, struck, values in draw_batch(transform, places, (side, side, 3)):
         if type(step) is A.HorizontalFlip:
-            sources[places] = sources[places] @ matrix((-1, 0, side - 1), (0, 1, 0))
+            sources[struck] = sources[struck] @ matrix((-1, 0, side - 1), (0, 1, 0))
         elif type(step) is A.CoarseDropout:
             holes = np.zeros((count, step.num_holes_range[1], 4), np.int64)
-            for place, corners in zip(places, values):
+            for place, corners in zip(struck, values):
                 holes[place, : len(corners)] = corners
         else:
             back = np.linalg.inv(matrices(values, side, side))
-            sources[places] = sources[places] @ back
+            sources[struck] = sources[struck] @ back
     half = (side - 1) / 2
     to_pixels = matrix((half, 0, half), (0, half, half))
     sources = np.linalg.inv(to_pixels) @ sources @ to_pixels
@@ -228,3 +229,50 @@ def augment_on_device(transform, images, sources, holes):
         fill = torch.tensor(transform.transforms[-1].fill, device=images.device)
         moved = torch.where(is_hole, fill.float().reshape(-1, 1, 1), moved)
     return moved.to(torch.uint8, memory_format=torch.channels_last)  # as a loader's
+
+
+class Draws(Dataset):
+    """What is drawn for the batches of a `dataset.AugmentedImages`, whose keys it takes."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __getitem__(self, key):
+        epoch, indices = key
+        data, chosen = self.data, torch.tensor(indices)
+        places, side = data.places(epoch, indices), data.images.shape[1]
+        drawn = draw_for_device(data.transform, places, len(indices), side)
+        return (chosen, *drawn), data.labels[chosen]
+
+
+class OnDevice(Loader):
+    """A loader that gets the draws alone: the device holds the images, and makes the pixels."""
+
+    def __init__(self, data, device, **settings):
+        super().__init__(Draws(data), **settings)
+        self.transform, self.device = data.transform, device
+        self.images = data.images.permute(0, 3, 1, 2).contiguous().to(device)
+
+    def __iter__(self):
+        for drawn, labels in super().__iter__():
+            chosen, *drawn = (
+                one.to(self.device, non_blocking=self.pin_memory) for one in drawn
+            )
+            yield augment_on_device(self.transform, self.images[chosen], *drawn), labels
+
+
+def augments_on_device(choice, data, device):
+    """Whether the device makes the pixels of `AugmentedImages`, of the choices of --augment.
+
+    Raises UserError where it is asked to and cannot.
+    """
+    can = is_known_on_device(data.transform)
+    if choice == "device" and not can:
+        raise UserError(
+            "--augment device knows flips, then one move, cubic and reflected at the "
+            "borders, then holes of one colour: leave it out"
+        )
+    if choice != "auto" or device.type != "cuda" or not can:
+        return choice == "device"
+    free, _ = torch.cuda.mem_get_info(device)
+    return data.images.nbytes < free / 4

@@ -34,6 +34,7 @@ from torchvision.transforms import v2
 
 import dataset
 import evaluate
+import folders
 import train
 from checkpoint import load_checkpoint
 from dataset import (
@@ -41,15 +42,14 @@ from dataset import (
     AugmentedImages,
     Batches,
     augmentation,
-    augments_on_device,
     load,
     load_splits,
     mean_and_std,
-    read_image,
     training_loader,
 )
+from folders import read_image
 from utils import UserError
-from whole_batch import is_known, is_known_on_device
+from whole_batch import augments_on_device, is_known, is_known_on_device
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -618,12 +618,30 @@ def test_links_that_lead_back_are_left_out(image_folder, call):
     assert "skipped 2: 2 link that leads back\n" in output
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links take a right there")
+def test_links_that_lead_back_by_way_of_each_other_are_left_out(image_folder, call):
+    for here, there in (("chat gâté", "dog"), ("dog", "chat gâté")):
+        (image_folder / "train" / here / "other").symlink_to(Path("..", there))
+    _, output, _ = call(dataset.main, "--data-dir", image_folder)
+    assert "(chat gâté 96, dog 96) from" in output  # each with those of the other
+    assert "skipped 2: 2 link that leads back\n" in output
+
+
+def test_pictures_of_one_colour_are_counted(image_folder, call):
+    for number in range(3):
+        path = image_folder / "train" / "dog" / f"{number:03}.png"
+        Image.new("RGB", (32, 32), (10, 200, 30)).save(path)
+    _, output, _ = call(dataset.main, "--data-dir", image_folder)
+    assert f"from {image_folder / 'train'}, 3 of one colour\n" in output
+
+
 def test_folders_that_are_no_classes_are_told_apart(image_folder, fails, call):
     """Parts by names of their own; a second folder of a part; one that is none."""
     other = image_folder / "other"
     other.mkdir()
     for part in ("train", "test"):
         (image_folder / part).rename(other / f"own_{part}")
+    (other / "own_train" / ".DS_Store").touch()  # as the Finder leaves it
     assert "rename those that are parts to train and test" in fails(
         dataset.main, "--dataset", "folder", "--data-dir", other
     )
@@ -691,8 +709,8 @@ def test_pictures_that_are_added_leave_most_where_they_are(tmp_path, capsys):
             for number in range(size * count // 100):
                 path = tmp_path / name / f"{number:03}.png"
                 Image.new("L", (8, 8), number).save(path)
-        kept = {*dataset.list_part(tmp_path, "train").paths}
-        return kept, {*dataset.list_part(tmp_path, "test").paths}
+        kept = {*folders.list_part(tmp_path, "train").paths}
+        return kept, {*folders.list_part(tmp_path, "test").paths}
 
     classes = {"a": 100, "b": 2, "c": 100, "d": 4}
     kept, tested = held_out(100, classes)
@@ -704,12 +722,12 @@ def test_pictures_that_are_added_leave_most_where_they_are(tmp_path, capsys):
     assert len(kept & tested_later) <= 4
     (tmp_path / "b" / "001.png").unlink()
     with pytest.raises(UserError, match="too small .*: b has a single image"):
-        dataset.list_part(tmp_path, "train")
+        folders.list_part(tmp_path, "train")
 
 
 def test_errors_say_which_folder_is_meant(image_folder, fails, monkeypatch):
     """Before any pixel is read."""
-    monkeypatch.setattr(dataset, "read_image", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(folders, "read_image", lambda *_: pytest.fail("read"))
     options = ["--dataset", "folder", "--data-dir"]
     above = image_folder.parent
     assert f"--data-dir {image_folder}" in fails(dataset.main, *options, above)
@@ -791,7 +809,7 @@ def test_a_place_in_the_file_is_no_number_of_bits(tmp_path):
     with Image.open(tmp_path / "a.tif") as file:
         for settings in (("RGB", False, 165535), ("RGB", 65535, 1)):
             file.tile = [file.tile[0]._replace(args=settings)]
-            assert dataset.layout_of(file) == ("RGB", False)
+            assert folders.layout_of(file) == ("RGB", False)
     assert read_image(tmp_path / "a.tif").max() == 9
 
 
@@ -962,13 +980,13 @@ def test_a_large_photo_is_read_at_a_fraction_of_its_size(tmp_path, monkeypatch, 
     photo = small.resize((2048, 1536), Image.Resampling.BICUBIC).convert(mode)
     photo.save(tmp_path / "photo.jpg", quality=95)
     photo.save(tmp_path / "photo.tif")  # read whole
-    decoded, upright = [], dataset.turn_upright
+    decoded, upright = [], folders.turn_upright
 
     def note(file):
         decoded.append(file.size)
         return upright(file)
 
-    monkeypatch.setattr(dataset, "turn_upright", note)
+    monkeypatch.setattr(folders, "turn_upright", note)
     read, whole = (read_image(tmp_path / f"photo.{kind}") for kind in ("jpg", "tif"))
     assert np.abs(read.astype(int) - whole).mean() < 2
     assert decoded == [(256, 192), (2048, 1536)]
@@ -1235,7 +1253,7 @@ def test_larger_images_keep_their_detail(tmp_path):
 
 def refusal(path):
     """The error of a path that is no image, which must come at once."""
-    dataset.readable()  # imports Pillow's plugins, once
+    folders.readable()  # imports Pillow's plugins, once
     start = time.perf_counter()
     with pytest.raises(UserError) as error:
         read_image(path)
@@ -1472,7 +1490,7 @@ def test_the_augmentation_has_its_defaults_in_one_place():
 def test_the_cache_is_where_the_system_keeps_it(monkeypatch, platform, given, parent):
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setenv("XDG_CACHE_HOME", given)
-    assert dataset.cache_folder().parent == Path(parent).expanduser()
+    assert folders.cache_folder().parent == Path(parent).expanduser()
 
 
 @pytest.fixture
@@ -1481,8 +1499,8 @@ def reading(tmp_path, monkeypatch, capsys):
 
     Gives a function that returns the pixels, and whether they came from the cache.
     """
-    monkeypatch.setattr(dataset, "KEPT_FROM", 6)
-    monkeypatch.setattr(dataset, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(folders, "KEPT_FROM", 6)
+    monkeypatch.setattr(folders, "cache_folder", lambda: tmp_path / "cache")
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 10)  # long after their change
     for number in range(6):
@@ -1492,7 +1510,7 @@ def reading(tmp_path, monkeypatch, capsys):
 
     def reading(folder=tmp_path / "images"):
         capsys.readouterr()
-        images, _, _ = dataset.read_listing(dataset.list_images(folder))
+        images, _, _ = folders.read_listing(folders.list_images(folder))
         return images[
             :, 0, 0, 0
         ].tolist(), "as decoded before" in capsys.readouterr().out
@@ -1503,7 +1521,7 @@ def reading(tmp_path, monkeypatch, capsys):
 def test_a_large_folder_is_decoded_once(reading, monkeypatch):
     first = reading()
     assert first == ([0, 2, 4, 1, 3, 5], False)
-    monkeypatch.setattr(dataset, "read_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(folders, "read_image", lambda *_: pytest.fail("decoded again"))
     assert reading() == (first[0], True)
 
 
@@ -1542,9 +1560,9 @@ def test_the_cache_is_never_stale(reading, tmp_path, change):
 
 def test_the_cache_is_of_this_code(reading, tmp_path, monkeypatch):
     before, _ = reading()
-    edited = tmp_path / "dataset.py"
-    edited.write_bytes(Path(dataset.__file__).read_bytes() + b"# edited")
-    monkeypatch.setattr(dataset, "__file__", str(edited))
+    edited = tmp_path / "folders.py"
+    edited.write_bytes(Path(folders.__file__).read_bytes() + b"# edited")
+    monkeypatch.setattr(folders, "__file__", str(edited))
     assert reading() == (before, False)
 
 
@@ -1583,9 +1601,9 @@ def test_the_cache_keeps_few_files_and_may_not_be_there(reading, tmp_path, monke
         image.save(tmp_path / "images" / "a" / "2.bmp")
         reading()
         (tmp_path / "cache" / f"{number}.npz.999999.tmp").touch()  # as of a kill
-    assert len(list((tmp_path / "cache").iterdir())) == dataset.KEPT + 1 == 5
+    assert len(list((tmp_path / "cache").iterdir())) == folders.KEPT + 1 == 5
     assert len(list((tmp_path / "cache").glob("*.npz"))) > 1
-    monkeypatch.setattr(dataset, "cache_folder", lambda: tmp_path / "images/a/2.bmp")
+    monkeypatch.setattr(folders, "cache_folder", lambda: tmp_path / "images/a/2.bmp")
     assert reading() == ([0, 55, 4, 1, 3, 5], False)
 
 

@@ -34,6 +34,7 @@ import plots
 import train
 from checkpoint import History, load_checkpoint, restore, save_checkpoint
 from evaluate import MapRecorder, grad_cam, grad_cam_or_note, overlay
+from folders import read_image
 from model import build
 from rules import GOAL
 
@@ -208,7 +209,7 @@ def test_own_images(trained, call, fails, tmp_path):
     net = restore(load_checkpoint("results/a/best.pt")).eval()
     for result in results:
         if "error" not in result:
-            pixels = torch.tensor(dataset.read_image(Path(result["file"])))
+            pixels = torch.tensor(read_image(Path(result["file"])))
             with torch.no_grad():
                 scores = net(pixels.permute(2, 0, 1)[None])[0]
             likeliest = scores.softmax(0).sort(descending=True)
@@ -637,7 +638,7 @@ def test_the_exported_network_runs_in_a_web_page(trained, call):
     wide[:, 20:70] = cv2.resize(images[4].numpy(), (50, 50))
     Image.fromarray(wide).save("wide.png")
     Path("broken.png").write_bytes(b"no picture")
-    pixels = np.stack([images[3].numpy(), dataset.read_image("wide.png")])
+    pixels = np.stack([images[3].numpy(), read_image("wide.png")])
     net = restore(load_checkpoint("results/a/best.pt")).eval()
     with torch.no_grad():
         expected = net(torch.from_numpy(pixels).permute(0, 3, 1, 2)).softmax(1)

@@ -35,7 +35,8 @@ import layers
 import train
 import utils
 from checkpoint import FORMAT, load_checkpoint, restore, save_checkpoint
-from dataset import load, read_image
+from dataset import load
+from folders import read_image
 from machine import pick_precision
 from model import ARCHS
 from utils import UserError

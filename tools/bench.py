@@ -26,14 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import train
 import utils
-from dataset import (
-    HOLE,
-    MOVE,
-    AugmentedImages,
-    augmentation,
-    augments_on_device,
-    training_loader,
-)
+from dataset import HOLE, MOVE, AugmentedImages, augmentation, training_loader
 from engine import Training, train_one_epoch
 from layers import Depthwise
 from machine import (
@@ -48,6 +41,7 @@ from machine import (
 )
 from model import build, try_out
 from utils import SIDE
+from whole_batch import augments_on_device
 
 try:
     import resource
