@@ -44,7 +44,7 @@ class Run(NamedTuple):
     row: dict  # of the table
     chosen_on: str  # the images that chose the best epoch, "test" or "val"
     history: list  # of each epoch its metrics, by name
-    accuracies: list  # of each epoch that which chooses the best one, 0 to 1
+    accuracies: list  # of each epoch, 0 to 1: by these the best one is chosen
 
 
 def read_run(folder):

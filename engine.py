@@ -290,7 +290,7 @@ def find_lr(training, loader):
     It ends where the loss, smoothed, is twice its lowest. Returns the suggested factor of
     the rates that were given, a tenth of that at which the loss was lowest; and of each step
     the factor, the loss, and the loss smoothed. Raises UserError where it only grew. With
-    --small it takes small images alone: by default the rates peak while training does.
+    --small all its images are small: by default the rates peak in the epochs on small images.
     Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017.
     """
     rates = [optimizer.defaults["lr"] for optimizer in training.optimizers]

@@ -339,7 +339,7 @@ def has_images(folder):
 
 
 def read_listing(listing):
-    """The images, labels and classes of a `Listing`, as a `DataSet.load` returns them.
+    """The images, labels and classes of a `Listing`, as a `DataSource.load` returns them.
 
     Prints what was read. Those of a large folder are kept in the system's cache, as decoding
     them takes seconds. Raises UserError that names the broken ones.

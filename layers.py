@@ -304,9 +304,7 @@ def make_layer(row, computed, channels, norm, activation, dropout, is_head):
     if row.kind != "residual":
         return layer
     if row.channels == channels and row.stride == 1:
-        every = (
-            computed.stride
-        )  # over 1 where the row has taken over that of the next one
+        every = computed.stride  # over 1 where it takes over that of the next row
         return Residual(layer, nn.AvgPool2d(1, every) if every > 1 else nn.Identity())
     shortcut = nn.Sequential()
     shortcut.conv = Conv(channels, row.channels, 1, computed.stride, 0, 1)

@@ -121,7 +121,9 @@ MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
 SMALL_BATCH = 32  # for few images
 NATURAL, POSITIVE = number(int, 0), number(int, 1)
 RATE, FRACTION = number(float, 0), number(float, 0, 1)
-SEED = number(int, 0, 2**32 - 1)  # PyTorch's generator on CPUs leaves out higher bits
+SEED = number(
+    int, 0, 2**63 - 1
+)  # older trainings may have one that `check_together` refuses
 
 
 # fmt: off
@@ -271,6 +273,11 @@ def check_together(given):
                 raise UserError(f"--init brings its own network: leave out --{name}")
     elif "freeze" in given:
         raise UserError("--freeze is for trained weights: name them with --init")
+    if given.get("seed", 0) + given.get("seeds", 1) > 2**32:
+        raise UserError(
+            "--seed takes 0 to 4294967295, and so does the last of --seeds: PyTorch's "
+            "generator on CPUs leaves out higher bits"
+        )
     for name in ("ckpt", "out"):
         if "name" in given and name in given:
             raise UserError(
@@ -322,7 +329,7 @@ def option_of(name):
 
 
 def complete(args):
-    """Fill in what follows from other options; UserError where one's value cannot be."""
+    """Fill in what follows from other options; UserError for values that cannot be."""
     if not is_text(args.data_dir):
         raise UserError("the name of the folder --data-dir does not print: rename it")
     args.dataset = pick_dataset(args.dataset, args.data_dir)

@@ -226,7 +226,7 @@ class Blocked(Dataset):
 def test_spawned_workers_hear_nothing_either():
     """As on macOS. With the first of them a process starts that lets signals through."""
     script = (
-        "from dataset import Loader; from test_dataset import Blocked\n"
+        "from machine import Loader; from test_dataset import Blocked\n"
         "if __name__ == '__main__':\n"
         "    loader = Loader(Blocked(), sampler=[0], batch_size=None, num_workers=1)\n"
         "    loader.multiprocessing_context = 'spawn'\n"
@@ -1453,6 +1453,19 @@ def test_demonstration_evaluates_what_it_trained(monkeypatch, call):
         assert call(demo.main, *option, "--arch", "small", "-j", 0)[0] == 0
     monkeypatch.setattr(demo.train, "main", lambda _: 0)
     assert call(demo.main, "--seeds", 2)[0] == 0  # each seed has a folder of its own
+
+
+def test_demonstration_may_have_another_name(monkeypatch, call):
+    given = []
+    monkeypatch.setattr(demo.train, "main", lambda _: 0)
+    monkeypatch.setattr(
+        demo.evaluate, "main", lambda options: given.append(options) or 0
+    )
+    for name in ([], ["--name", "mine"]):
+        assert call(demo.main, *name)[0] == 0
+    folders = [str(Path("results", name)) for name in ("demo", "mine")]
+    for folder, options in zip(folders, given, strict=True):
+        assert options == ["--ckpt", str(Path(folder, "best.pt")), "--out", folder]
 
 
 def test_seeds_without_network_show_the_demonstration_too(monkeypatch, call):

@@ -124,7 +124,8 @@ def kill_at_random(kills):
         os.kill(pid, signal.SIGKILL)
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL, "it ended before it was killed"
         check_files()
-    assert not kills or epochs() > 0, "no kill found it training"
+    # A single one may come as it starts.
+    assert kills < 2 or epochs() > 0, "no kill found it training"
 
 random.seed(seed)
 for folder, kills in folders.items():

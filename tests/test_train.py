@@ -348,6 +348,7 @@ def test_compiled_weights_keep_their_names(call, arch):
         (["--dropout", "1"], "below 1"),
         (["-j", "-1"], "0 or more"),
         (["--seed", "4294967296"], "0 to 4294967295"),
+        (["--seed", "4294967295", "--seeds", "2"], "0 to 4294967295"),
         (["--seeds", "2", "--find-lr"], "leave out --seeds"),
         (["--find-lr", "--lr", "0"], "give an --lr over 0"),
         (["--sync-bn"], "several processes on CUDA"),

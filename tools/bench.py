@@ -8,21 +8,24 @@ machine say little.
 
 import copy
 import functools
+import os
 import statistics
 import sys
 from collections import deque
 from itertools import pairwise
 from pathlib import Path
 
-import albumentations as A
 import torch
 import torch.nn.functional as F
-from albumentations.pytorch import ToTensorV2
 from torch import nn
 from torch.utils.benchmark import timer
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or the next import asks the network
+
+import albumentations as A
+from albumentations.pytorch import ToTensorV2
 
 import train
 import utils

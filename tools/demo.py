@@ -2,7 +2,7 @@
 
     python tools/demo.py [options of train.py]
 
-Everything goes into results/demo.
+Everything goes into results/demo, or by --name NAME into results/NAME.
 """
 
 import sys
@@ -14,18 +14,19 @@ import evaluate
 import train
 import utils
 
-OUT = "results/demo"
 # What evaluates it, as options of evaluate.py.
-EVALUATION = ["--ckpt", f"{OUT}/best.pt", "--out", OUT]
+EVALUATION = ["--ckpt", "results/demo/best.pt", "--out", "results/demo"]
 
 
 def main(argv=None):
     given = sys.argv[1:] if argv is None else argv
-    options = ["--dataset", "digits", "--epochs", "10", *given, "--name", "demo"]
+    options = ["--dataset", "digits", "--epochs", "10", "--name", "demo", *given]
     args, _ = train.parse_arguments(options)
     leaves_best = not (args.dry_run or args.find_lr or args.seeds > 1)
     status = train.main(options)
-    return evaluate.main(EVALUATION) if leaves_best and status == 0 else status
+    if status or not leaves_best:
+        return status
+    return evaluate.main(["--ckpt", args.ckpt, "--out", args.out])
 
 
 if __name__ == "__main__":

@@ -12,16 +12,19 @@ its shot noise is that of linear light, stronger in dark pixels and weaker in br
 impulse noise hits whole pixels. Compare with others only what this script measures.
 """
 
+import os
 import sys
 from pathlib import Path
 
-import albumentations as A
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or the next import asks the network
+
+import albumentations as A
 
 import utils
 from checkpoint import load_checkpoint, restore
