@@ -1,5 +1,6 @@
 """Images from every source, and what the augmentation does to them."""
 
+import errno
 import gzip
 import inspect
 import os
@@ -15,8 +16,9 @@ import time
 import unicodedata
 import zlib
 from collections import Counter
-from hashlib import md5
+from hashlib import md5, sha256
 from pathlib import Path
+from urllib.error import HTTPError
 
 import albumentations as A
 import cv2
@@ -174,6 +176,7 @@ def test_workers_by_cores(monkeypatch, cores, processes, device, workers):
     loader = training_loader(augmented(), 8, 0, None, torch.device(device))
     assert loader.num_workers == workers
     assert loader.pin_memory == (device == "cuda")
+    assert loader.persistent_workers == (workers > 0)
 
 
 @pytest.mark.slow
@@ -510,6 +513,7 @@ def test_what_means_something_else_in_the_mirror_is_not_mirrored(name):
     """With the other steps switched off, an image is itself or its mirror image."""
     mirror = DATASETS[name].mirror
     assert mirror == (name not in ("mnist", "digits"))
+    assert DATASETS[name].dark_ground == (name in ("mnist", "digits"))
     if mirror:
         return
     image = noise(1)
@@ -520,6 +524,79 @@ def test_what_means_something_else_in_the_mirror_is_not_mirrored(name):
     data = AugmentedImages(image.expand(100, 32, 32, 3), None, transform, 0)
     for result in data.augment(1, range(100)):
         assert np.array_equal(result, image[0])
+
+
+def test_picture_of_the_steps_shows_one_after_another(monkeypatch):
+    """Also of steps that hardly ever strike."""
+    shown = []
+    monkeypatch.setattr(dataset, "plot_images", lambda *plot: shown.append(plot))
+    images = noise(5)
+    dataset.plot_steps(images, steps_of_our_own(move=0.01, hole=0.01), "steps.png")
+    ((cells, _, columns, *_),) = shown
+    assert (columns, len(cells)) == (4, 12)
+    for row, number in enumerate((0, 2, 4)):  # from the first to the last
+        image, flipped, turned, cut = cells[4 * row : 4 * row + 4]
+        assert np.array_equal(image, images[number].numpy())
+        assert np.array_equal(flipped, image[:, ::-1])
+        assert not np.array_equal(turned, flipped)
+        hole = (cut == FILL).all(-1)
+        assert hole.sum() >= 256
+        assert np.array_equal(cut[~hole], turned[~hole])
+
+
+def test_opencv_starts_no_threads():
+    assert cv2.getNumThreads() == 1
+
+
+def test_the_digest_is_of_pixels_and_labels():
+    images, labels = noise(4), torch.arange(4)
+    content = images.numpy().tobytes() + labels.numpy().tobytes()
+    assert dataset.digest(images, labels) == sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_network"),
+    [
+        (HTTPError("http://there", 503, "Service Unavailable", {}, None), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+    ],
+)
+def test_a_server_that_fails_is_no_fault_of_the_disk(error, is_of_network):
+    def download(*_, **__):
+        raise error
+
+    with pytest.raises(UserError) as found:
+        dataset.from_torchvision(download, "data", True, "put it there")
+    assert isinstance(found.value, dataset.NoImages) == is_of_network
+    assert ("cannot be kept" in str(found.value)) != is_of_network
+
+
+def test_a_folder_that_has_moved_holds_out_the_same_images(image_folder):
+    """Also where a system writes the accents of its names apart."""
+
+    def held_out(folder):
+        paths = folders.list_part(folder, "test").paths
+        names = [os.path.relpath(path, folder) for path in paths]
+        return [unicodedata.normalize("NFC", name) for name in names]
+
+    one = (image_folder / "train").rename(image_folder.parent / "one")
+    before = held_out(one)
+    other = image_folder.parent / "else" / "other"
+    other.parent.mkdir()
+    one.rename(other)
+    apart = unicodedata.normalize("NFD", "chat gâté")
+    (other / "chat gâté").rename(other / apart)
+    assert len(before) == 20
+    assert held_out(other) == before
+
+
+def test_of_several_test_parts_the_first_name_is_taken(image_folder):
+    for name in ("dev", "val", "Testing"):
+        shutil.copytree(image_folder / "test", image_folder / name)
+    listing = folders.list_part(image_folder, "test")
+    assert listing.folder == image_folder / "test"
+    assert listing.unread == ["Testing", "val", "dev"]
+    assert folders.list_part(image_folder, "train").unread == []
 
 
 def test_picture_of_the_steps_leaves_out_what_never_happens(monkeypatch, call):
@@ -1093,6 +1170,9 @@ def test_patterns_are_expanded_where_the_shell_does_not(tmp_path):
     save_images(tmp_path, ["a.png", "b.png", "c.jpg"])
     files, _ = evaluate.find_images([tmp_path / "*.png"])
     assert [file.name for file in files] == ["a.png", "b.png"]
+    save_images(tmp_path, ["d[1].png"])  # as browsers name a second download
+    files, _ = evaluate.find_images([tmp_path / "d[1].png"])
+    assert [file.name for file in files] == ["d[1].png"]
 
 
 def test_picture_of_the_samples_has_one_row_per_class(monkeypatch):
@@ -1576,6 +1656,10 @@ def test_the_cache_is_of_this_code(reading, tmp_path, monkeypatch):
     edited = tmp_path / "folders.py"
     edited.write_bytes(Path(folders.__file__).read_bytes() + b"# edited")
     monkeypatch.setattr(folders, "__file__", str(edited))
+    assert reading() == (before, False)
+    monkeypatch.setattr(folders, "SIDE", 16)
+    assert reading() == (before, False)
+    monkeypatch.setattr(Image, "__version__", "another")
     assert reading() == (before, False)
 
 

@@ -35,7 +35,9 @@ import train
 from checkpoint import History, load_checkpoint, restore, save_checkpoint
 from evaluate import MapRecorder, grad_cam, grad_cam_or_note, overlay
 from folders import read_image
+from machine import pick_precision
 from model import build
+from receptive_field import trace
 from rules import GOAL
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -160,6 +162,7 @@ def test_no_grad_cam_where_there_are_no_gradients_of_maps(capsys):
     images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
     maps = grad_cam_or_note(Recomputing(), images, torch.tensor([1, 0]))
     assert not maps.any()
+    assert evaluate.evidence(maps[0]) == "no evidence"
     assert "note      no Grad-CAM: " in capsys.readouterr().out
 
 
@@ -236,21 +239,24 @@ def test_of_many_own_images_the_first_are_pictured(
     drawn = []
     monkeypatch.setattr(evaluate, "PICTURED", 2)
     monkeypatch.setattr(evaluate, "plot_images", lambda *given: drawn.append(given))
-    files = ["2.png", "0.png", "1.png"]
+    Path("broken.png").write_bytes(b"no image")
+    Path("0.png").rename("a-long-name-0.png")
+    files = ["broken.png", "2.png", "a-long-name-0.png", "1.png"]
     status, output, _ = call(
         evaluate.main, "--ckpt", "results/a/best.pt", "--images", *files
     )
-    assert status == 0
+    assert status == 1
     classified, picture = output.split("\n\n")
+    assert picture.startswith("3 images read\n")
     assert [line.split()[0] for line in classified.splitlines()] == files
     assert "images.png" in picture
     ((cells, titles, *_),) = drawn
     assert torch.equal(cells[0], images[2])
     assert torch.equal(cells[2], images[0])
-    assert titles[0::2] == ["2.png", "0.png"]
+    assert titles[0::2] == ["2.png", "…-name-0.png"]
     assert len(cells) == len(titles) == 4
     net = restore(load_checkpoint("results/a/best.pt"))
-    for place, line in enumerate(classified.splitlines()[:2]):
+    for place, line in enumerate(classified.splitlines()[1:3]):
         likeliest = line.split()[1]
         image, shown = cells[2 * place : 2 * place + 2]
         assert titles[2 * place + 1].endswith(f"evidence for\n{likeliest}")
@@ -294,6 +300,15 @@ def test_mirror_images_are_averaged(trained, call, fails, monkeypatch):
     )
     assert found == pytest.approx(together, rel=1e-5)
     assert found != pytest.approx(alone, rel=1e-4)
+    index = int((one - two).abs().amax(1).argmax())
+    Image.fromarray(images[index].numpy()).save("one.png")
+    more = ["--amp", "off", "--json", "one.json", "--images", "one.png"]
+    assert call(evaluate.main, *options, *more)[0] == 0
+    written = json.loads(Path("one.json").read_text())
+    assert written["tta"] is True
+    shares = ((one + two) / 2)[index].softmax(0).topk(3).values.tolist()
+    found = [*written["images"][0]["classes"].values()]
+    assert found == pytest.approx(shares, abs=1e-4)
     checkpoint = load_checkpoint("results/a/best.pt")
     checkpoint["args"]["mirror"] = False  # the word of who trained it counts for more
     save_checkpoint("results/a/best.pt", checkpoint)
@@ -347,6 +362,11 @@ def test_compare(trained, call, fails, tmp_path):
     assert [row.split()[0] for row in rows] == ["a", "b"]
     assert rows[0].endswith("norm batch")
     assert rows[1].endswith("norm group")
+    net = restore(load_checkpoint("results/a/best.pt"))
+    parameters = sum(weight.numel() for weight in net.parameters())
+    macs = sum(node.macs for node in trace(net))
+    assert rows[0].split()[1:5] == [f"{parameters:,}", "51", f"{macs:,}", "2/2"]
+    assert rows[0].endswith("  norm batch")  # and no other option
     with open("results/a/run.json") as file:
         seconds = json.load(file)["seconds"]
     assert f"{sum(seconds) / len(seconds):.1f}" in rows[0]
@@ -434,6 +454,13 @@ def test_options_that_say_nothing_with_a_schedule_are_no_difference():
     assert compare.differing(options) == []
     options = [{"schedule": "step", "step_epochs": 1}, {"schedule": "onecycle"}]
     assert compare.differing(options) == ["schedule", "step_epochs"]
+    of = {"gamma": "step plateau", "patience": "plateau", "peak": "onecycle"}
+    for name, schedules in of.items():
+        for schedule in schedules.split():
+            options = [{"schedule": schedule, name: value} for value in (1, 2)]
+            assert compare.differing(options) == [name]
+            others = [given | {"schedule": "cosine"} for given in options]
+            assert compare.differing(others) == []
 
 
 def test_images_and_networks_that_differ_are_told(trained, call, tmp_path):
@@ -454,6 +481,9 @@ def test_images_and_networks_that_differ_are_told(trained, call, tmp_path):
     assert "small 0.0" in of_older
     assert of_older == other_seed(lambda training: training["args"].pop("small"))
     assert "best: mean" in other_seed(lambda training: None)
+    elsewhere = {"data_dir": "moved"}
+    of_moved = other_seed(lambda training: training["args"].update(elsewhere))
+    assert "best: mean" in of_moved
     edited = other_seed(lambda training: training["net"].update(activation="elu"))
     assert "network " in edited
     assert "best: mean" not in edited
@@ -464,9 +494,17 @@ def test_images_and_networks_that_differ_are_told(trained, call, tmp_path):
     assert "best: mean" not in moved
 
 
-def test_predictions_are_those_that_are_counted(trained, call):
+def test_predictions_are_those_that_are_counted(trained, call, monkeypatch):
+    counts = []
+    monkeypatch.setattr(
+        evaluate, "plot_mistakes", lambda *given: counts.append(given[5])
+    )
+    monkeypatch.setattr(
+        evaluate, "plot_evidence", lambda *given: counts.append(given[6])
+    )
     options = ["--ckpt", "results/a/best.pt", "--predictions", "own.csv"]
     _, output, _ = call(evaluate.main, *options, "--rules", "off")
+    assert counts == [12, 4]  # pictured, as --help says
     assert "The assignment's rules" not in output
     with open("own.csv") as file:
         rows = list(csv.DictReader(file))
@@ -676,6 +714,13 @@ def test_the_exported_network_runs_in_a_web_page(trained, call):
 
 
 def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):
+    figures, save = [], plots.save_figure
+
+    def note(figure, path):
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save_figure", note)
     monkeypatch.setattr(engine, "STEPS", 80)
     status, output, _ = call(train.main, *QUICK, "--find-lr")
     assert status == 0
@@ -683,6 +728,10 @@ def test_find_lr_changes_nothing_else(call, tmp_path, monkeypatch):
         float, re.search(r"suggested --lr (\S+) --muon-lr (\S+)", output).groups()
     )
     assert 0.003 < suggested < 3
+    _, smooth, mark = figures[0].axes[0].lines
+    lowest = smooth.get_xdata()[np.nanargmin(smooth.get_ydata())]
+    assert lowest / 10 == pytest.approx(suggested, rel=0.05)  # printed in two digits
+    assert mark.get_xdata()[0] == pytest.approx(suggested, rel=0.05)
     assert of_muon / suggested == pytest.approx(0.039 / 0.28, rel=0.1)
     files = [file.name for file in tmp_path.rglob("*") if file.is_file()]
     assert files == ["lr_finder.png"]
@@ -772,6 +821,57 @@ def test_data_set_is_shown(call):
         assert np.asarray(Image.open(f"results/{name}.png")).std() > 0
 
 
+def test_images_are_upright_in_reading_order_under_their_titles(monkeypatch, tmp_path):
+    """In the pixels of the file; a blank keeps its place."""
+    figures, save = [], plots.save_figure
+
+    def note(figure, path):
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save_figure", note)
+    images = np.zeros((7, 32, 32, 3), np.uint8)
+    images[..., 2] = 30 * np.arange(1, 8).reshape(7, 1, 1)  # each a blue of its own
+    images[:, :16, :8, 0] = 255  # and red in its upper left corner
+    cells = [*images[:2], None, *images[2:]]
+    titles = ["a", "b\nb", "blank", *"cdefg"]
+    plots.plot_images(cells, titles, 3, tmp_path / "grid.png", "a heading")
+    pixels = np.array(Image.open(tmp_path / "grid.png").convert("RGB"))
+    height, width, _ = pixels.shape
+    (axes,) = figures[0].axes
+    texts = {text.get_text(): text for text in axes.texts}
+    for place, (image, title) in enumerate(zip(cells, titles)):
+        if image is None:
+            continue
+        x, y = axes.transData.transform(texts[title].get_position())
+        x, y = figures[0].transFigure.inverted().transform((x, y))
+        ys, xs = (pixels == image[-1, -1]).all(-1).nonzero()
+        red_ys, red_xs = (pixels == image[0, 0]).all(-1).nonzero()
+        row, column = divmod(place, 3)
+        assert row == int(3 * ys.mean() / height), title
+        assert column == int(3 * xs.mean() / width), title
+        assert red_ys.mean() < ys.mean(), title
+        assert red_xs.mean() < xs.mean(), title
+        assert abs(x * width - (red_xs.min() + xs.max()) / 2) < 3, title
+        assert 0 < red_ys.min() - (1 - y) * height < 12, title  # a tenth of an inch
+
+
+def test_the_spread_of_seeds_by_hand(capsys):
+    runs = [SimpleNamespace(accuracies=own) for own in ([0.9, 0.8], [0.94, 0.88])]
+    compare.print_spread(runs)
+    assert capsys.readouterr().out.splitlines() == [
+        "best: mean 92.00%, standard deviation 2.83%, min 90.00%, max 94.00%",
+        "last: mean 84.00%, standard deviation 5.66%, min 80.00%, max 88.00%",
+    ]
+
+
+def test_what_cannot_be_written_is_said_before_the_evaluation(trained, fails):
+    Path("file").touch()
+    for option in ("--json", "--predictions", "--export", "--out"):
+        options = ["--ckpt", "results/a/best.pt", option, str(Path("file", "below"))]
+        assert "cannot write file" in fails(evaluate.main, *options)
+
+
 def test_the_most_confident_come_first():
     confidence = torch.tensor([0.9, 0.5, 0.8, 0.7])
     mask = torch.tensor([True, True, False, True])
@@ -789,6 +889,13 @@ def test_mistakes_are_shown_above_their_own_images(monkeypatch):
     cells, titles, *_ = drawn[0]
     assert [int(cell[0, 0, 0]) for cell in cells] == [3, 1, 2]
     assert titles == ["dog\n→ cat 80%", "dog\n→ cat 70%", "cat\n→ dog 60%"]
+    for number, count in ((4, 1), (1, 12)):
+        part = (images[:number], labels[:number], shares[:number])
+        plots.plot_mistakes(*part, ["cat", "dog"], "mistakes.png", count)
+    every, one, none = (given[-1] for given in drawn)
+    assert every.startswith("The most confident 3 of 3 mistakes")
+    assert one.startswith("The most confident 1 of 3 mistakes")
+    assert none == "No mistakes"
 
 
 def test_evidence_is_of_two_right_answers_and_four_mistakes(
@@ -806,6 +913,12 @@ def test_evidence_is_of_two_right_answers_and_four_mistakes(
     )
     ((cells, titles, columns, path, _),) = drawn
     assert (len(cells), len(titles), columns, path) == (18, 18, 6, "evidence.png")
+    confidence, predicted = probabilities.max(1)
+    expected = []
+    for mask, count in ((predicted == labels, 2), (predicted != labels, 4)):
+        expected += confidence[mask].sort(descending=True).values[:count].tolist()
+    shares = [title.split()[-1] for title in titles[::3]]
+    assert shares == [f"{share:.0%}" for share in expected]
     for number in range(6):
         title, first, second = titles[3 * number : 3 * number + 3]
         actual, guess = title.split("\n→ ")
@@ -824,7 +937,8 @@ def test_evidence_is_of_two_right_answers_and_four_mistakes(
         if number >= 2:
             assert second == f"evidence for\n{actual} (actual)"
         else:
-            assert second.endswith(" (second)")
+            runner_up = classes[probabilities[index].topk(2).indices[1]]
+            assert second.split("\n")[1] == f"{runner_up} (second)"
 
 
 def test_curves_show_all_but_the_first_epochs(monkeypatch):
@@ -840,6 +954,7 @@ def test_curves_show_all_but_the_first_epochs(monkeypatch):
             "train_accuracy": accuracy - 0.02,
         }
         rows.append(row | {"test_loss": 1 - 0.02 * epoch, "test_accuracy": accuracy})
+    rows[14]["test_accuracy"] = 0.82  # the best one is not the last
     plots.plot_curves(
         History("test", rows), "a title", "label smoothing 0.1", 0.85, "curves.png"
     )
@@ -857,7 +972,7 @@ def test_curves_show_all_but_the_first_epochs(monkeypatch):
         for part, label in (("test", "test"), ("train", f"train (augmented{targets})")):
             values = [[row["epoch"], scale * row[f"{part}_{name}"]] for row in rows]
             assert lines[label] == values
-    assert lines["best epoch, 20: 80.00 %"] == [pytest.approx([20, 80])]
+    assert lines["best epoch, 15: 82.00 %"] == [pytest.approx([15, 82])]
     low, high = accuracy.get_ylim()
     assert 10 < low < 72.5
     assert high > 85
@@ -880,6 +995,9 @@ def test_confusions_of_many_classes_are_the_pairs_confused_most(monkeypatch):
     lines = words.texts[0].get_text().split("\n")[2:]
     pairs = ["   12  class 999 → class 0", "    9  class 3 → class 7"]
     assert lines == pairs
+    assert axes.images[0].get_array()[3, 7] == 9  # the rows are the actual classes
+    assert axes.get_xlabel() == "number of the predicted class"
+    assert axes.get_ylabel() == "number of the actual class"
 
 
 def test_confusion_matrix_shows_mistakes_in_colour_and_shares(monkeypatch):
@@ -895,6 +1013,9 @@ def test_confusion_matrix_shows_mistakes_in_colour_and_shares(monkeypatch):
     assert shown == {(0, 0): "90", (1, 0): "10", (0, 1): "5", (1, 1): "15"}
     assert axes.images[0].get_clim() == (0, 10)  # the right answers do not scale it
     assert matrix[0, 0] == 90  # and are not changed
+    assert axes.get_xlabel() == "predicted"
+    assert axes.get_ylabel().startswith("actual")
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog"]
 
 
 def test_printed_matrix_has_the_actual_classes_as_rows(capsys):
@@ -997,11 +1118,21 @@ def test_each_half_has_the_temperature_of_the_other(capsys):
     scores, labels = random_scores(2_000)
     scores[1::2] *= 3
     trust.print_calibration(scores, labels)
-    words = re.search(r"divided by ([\d.]+) and ([\d.]+),", capsys.readouterr().out)
+    output = capsys.readouterr().out
+    words = re.search(r"divided by ([\d.]+) and ([\d.]+),", output)
     first, second = map(float, words.groups())
     assert first > 2 * second  # the even ones' is that of the odd ones
     expected = trust.temperature(scores[::2], labels[::2])
     assert second == pytest.approx(expected, abs=1e-3)
+    cooled = scores.clone()
+    cooled[::2] /= first
+    cooled[1::2] /= second
+    errors = []
+    for one in (scores, cooled):
+        errors.append(100 * trust.calibration_error(one.softmax(1), labels))
+    assert abs(errors[0] - errors[1]) > 1
+    shown = re.search(r"error: ([\d.]+)%; ([\d.]+)% with", output).groups()
+    assert [float(value) for value in shown] == pytest.approx(errors, abs=0.05)
 
 
 @pytest.mark.parametrize("name", trust.CORRUPTIONS)
@@ -1045,3 +1176,11 @@ def test_trust_prints_all(call, monkeypatch):
     for place in (1, 2, 3):
         average = sum(float(row[place]) for row in names) / 2
         assert float(mean[place]) == pytest.approx(average, abs=0.011)
+    net = restore(checkpoint)
+    images, labels, _ = dataset.load("digits", None, False)
+    cpu = torch.device("cpu")
+    for name, *shown in names:
+        worst = trust.corrupted(images, few[name][-1])
+        scores = evaluate.predict(net, worst, cpu, pick_precision(cpu, "auto"))
+        right = (scores.argmax(1) == labels).double().mean().item()
+        assert float(shown[2]) == pytest.approx(100 * right, abs=0.006)

@@ -171,7 +171,7 @@ class Rehearsed:
         self.device, self.dtype = device, dtype
         self.error, self.tried = error, []
         self.net = build("small", "dilated", "batch", None)
-        self.teachers = []
+        self.teachers = [copy.deepcopy(self.net)]
 
     def warm_up(self, images, labels):
         self.tried.append((images, labels))
@@ -200,10 +200,12 @@ def test_compiled_where_it_is_won_back(device, dtype, images, choice, compiled):
     done = machine.compile_where_it_pays(own, choice, images, [batch, batch], ALONE)
     assert done == compiled
     assert own.tried == [batch, batch] * compiled
-    assert (own.net._compiled_call_impl is not None) == compiled
     is_contiguous = compiled and device == CPU
-    assert (own.net.layout == torch.contiguous_format) == is_contiguous
-    assert own.net.body.c2.conv.body.conv.weight.is_contiguous() == is_contiguous
+    for net in (own.net, *own.teachers):
+        assert (net._compiled_call_impl is not None) == compiled
+        assert (net.layout == torch.contiguous_format) == is_contiguous
+        weight = net.body.c2.conv.body.conv.weight
+        assert weight.is_contiguous() == is_contiguous
 
 
 class Many:
@@ -227,15 +229,20 @@ def test_compiler_that_fails_at_the_first_step(capsys, where):
     (warning,) = capsys.readouterr().out.splitlines()[1:]
     assert warning.startswith("warning   not compiled, as that fails here: no compiler")
     assert len(warning) < 300
-    assert own.net._compiled_call_impl is None
-    assert own.net.layout == torch.channels_last
-    own.net(IMAGES)
+    for net in (own.net, *own.teachers):
+        assert net._compiled_call_impl is None
+        assert net.layout == torch.channels_last
+        net(IMAGES)
 
 
 def test_compiler_that_fails_ends_no_training(call, monkeypatch):
     """With the real error of a backend, in the first real step."""
 
-    def compile_badly(net, **_):
+    given = []
+
+    def compile_badly(net, **settings):
+        given.append(settings)
+
         def fail(graph, inputs):
             raise RuntimeError("no code for this device")
 
@@ -246,6 +253,7 @@ def test_compiler_that_fails_ends_no_training(call, monkeypatch):
     assert status == 0, errors
     assert "no code for this device" in output
     assert ", not compiled\n" in output
+    assert given == [{"dynamic": False}]
 
 
 @pytest.mark.parametrize("freeze", [False, True])

@@ -417,6 +417,28 @@ def test_a_norm_that_takes_some_channels_alone(monkeypatch):
     assert as_computed(SMALL, "none") == as_computed(SMALL, "batch") != SMALL
 
 
+def test_no_dropout_is_a_choice_too(monkeypatch):
+    monkeypatch.setitem(ARCHS, "dropping", Arch(SMALL, dropout=0.2))
+    for given, expected in ((None, 0.2), (0.0, 0.0)):
+        net = build("dropping", "dilated", "batch", given)
+        layers = [layer for layer in net.modules() if isinstance(layer, nn.Dropout)]
+        assert {layer.p for layer in layers} == {expected}
+
+
+def test_a_deep_network_is_drawn_in_several_rows(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: drawn.append(figure))
+    monkeypatch.setattr(plots, "DRAWN", 4)
+    net = build("small", "dilated", "batch", None)
+    lines = summarise(net, trace(net))
+    plots.plot_network(lines, "a title", "net.png")
+    maps, fields = drawn[0].axes[::2], drawn[0].axes[1::2]
+    names = [label.get_text() for axes in fields for label in axes.get_xticklabels()]
+    assert names == [line.name for line in lines]
+    bars = [bar.get_height() for axes in maps for bar in axes.patches]
+    assert bars == [max(line.shape[1:], default=1) for line in lines]
+
+
 def test_a_class_gets_the_activation_that_is_given(monkeypatch, fails):
     seen = []
 
@@ -638,6 +660,8 @@ def test_a_class_gets_the_options_that_it_names(monkeypatch, fails):
     assert seen == {"classes": 3, "dropout": 0.7}
     build("named", "dilated", None, 0.2, classes=3)
     assert seen["dropout"] == 0.2
+    build("named", "dilated", None, 0.0, classes=3)
+    assert seen["dropout"] == 0
     assert "takes no norm" in fails(model.main, "--arch", "named", "--norm", "group")
     assert "no dropout" in fails(model.main, "--arch", "plain", "--dropout", "0.1")
     options = ["--arch", "plain", "--downsample", "strided"]
@@ -781,6 +805,15 @@ def test_network_is_drawn_with_every_map_and_receptive_field(call, monkeypatch, 
     for row in rows:
         channels, _, size = row[-8].partition("x")
         assert f"{size or '1x1'}\n{channels} channels" in sizes
+    bars = [round(bar.get_height()) for bar in maps.patches]
+    assert bars == [int((row[-8].split("x") + ["1"])[1]) for row in rows]
+    kinds = [text.get_text().split("\n") for text in maps.texts[::2]]
+    for row, words in zip(rows, kinds, strict=True):
+        if "pooling" not in words:  # over all of the map
+            kernel, stride, dilation = row[-5:-2]
+            assert kernel in words
+            assert (f"stride {stride}" in words) == (stride != "1")
+            assert (f"dilation {dilation}" in words) == (dilation != "1")
 
 
 def test_a_network_of_no_known_layer_is_not_drawn(call, monkeypatch):

@@ -39,6 +39,23 @@ def names_of(net, weights):
     return [by_id[id(weight)].removeprefix("body.") for weight in weights]
 
 
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_the_size_of_a_gradient_does_not_change_a_step_of_muon(is_mirrored):
+    """But where it is 0, as in front of weights of 0, the kernel stays as it is."""
+    torch.manual_seed(0)
+    before, gradient = torch.randn(2, 16, 8, 3, 3)
+    after = []
+    for scale in (1, 2**-20, 0):
+        kernel = nn.Parameter(before.clone())
+        kernel.grad = scale * gradient
+        known = {id(kernel)} if is_mirrored else set()
+        optim.Muon([kernel], known, lr=0.3, weight_decay=0.0).step()
+        after.append(kernel.detach())
+    assert torch.allclose(after[0], after[1], atol=1e-5)
+    assert torch.equal(after[2], before)
+    assert not torch.allclose(after[0], before, atol=1e-2)
+
+
 @pytest.mark.parametrize(("epochs", "expected"), [(24, 8), (2, 1)])
 def test_steps_are_a_third_of_the_epochs_apart(epochs, expected):
     args, _ = parse_arguments(["--epochs", str(epochs)])

@@ -153,7 +153,8 @@ def assert_same_training(one, other):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     states = [torch.load(folder / "last.pt") for folder in (one, other)]
     for state in states:
-        del state["resume"]["seconds"]  # of a clock
+        seconds = state["resume"].pop("seconds")  # of a clock
+        assert len(seconds) == len(state["resume"]["history"])
     assert to_plain(states[0]) == to_plain(states[1])
     assert not list(other.rglob("*.tmp"))
 
@@ -391,6 +392,41 @@ def same_weights(one, other):
     if one.keys() != other.keys():
         return False
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_reader_that_goes_away_ends_a_script_quietly():
+    """As in `python evaluate.py | head -1`."""
+    script = "import utils; utils.run(lambda: [print(n) for n in range(99_999)] and 0)"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (1, b"")
+
+
+def test_ctrl_c_ends_any_script_in_a_word(call):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    assert call(stopped) == (130, "", "interrupted\n")
+
+
+def test_the_best_weights_stay_those_of_the_best_epoch(tmp_path, monkeypatch):
+    """Further training leaves them as they are, in last.pt too, for --resume."""
+    accuracies = iter([0.9, 0.2, 0.2])  # of two epochs, then of the test images
+
+    def measure(scores, labels):
+        return evaluate.measure(scores, labels) | {"accuracy": next(accuracies)}
+
+    monkeypatch.setattr(train, "measure", measure)
+    options = ["-b", "64", "--epochs", "2", "-j", "0"]
+    assert train_here(tmp_path, *SMALL, *options) == 0
+    best, last = (load_checkpoint(tmp_path / name) for name in ("best.pt", "last.pt"))
+    assert (best["epoch"], last["epoch"]) == (1, 2)
+    assert same_weights(last["resume"]["best_weights"], best["weights"])
+    assert not same_weights(last["weights"], best["weights"])
 
 
 def test_continue_begins_goes_on_and_ends(trained, tmp_path, capsys):
@@ -763,6 +799,16 @@ def test_checkpoint_says_what_it_was_made_with(trained, call):
     _, output, _ = call(evaluate.main, "--ckpt", trained / "best.pt")
     for value in (made_with["sha256"], made_with["commit"], torch.__version__):
         assert value in output
+    epoch = load_checkpoint(trained / "best.pt")["epoch"]
+    said = (
+        f"epoch {epoch} of 3, seed 0; its best epoch is chosen on the held-out images"
+    )
+    assert said in output
+    if shutil.which("git"):
+        git = ["git", "-C", ROOT, "describe", "--always", "--abbrev=40"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout
+        expected = commit.strip() or "unknown"
+        assert made_with["commit"].removesuffix("-dirty") == expected
 
 
 def test_resume_takes_no_other_recipe(trained, fails):

@@ -34,6 +34,7 @@ from dataset import load
 from machine import World
 from model import ARCHS, build
 from optim import make_schedules, mixing_kernels
+from receptive_field import computed_macs
 from rules import count_parameters
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -166,6 +167,9 @@ def test_evaluation_reports_the_same_figures(trained, call):
     assert figures["accuracy"] == checkpoint["accuracy"]
     accuracy = f"{checkpoint['accuracy']:.2%}"
     assert re.search(f" accuracy {accuracy}.*, on the 360", output)
+    assert f"{accuracy} on digits" in output  # in the rule
+    said = f"epoch {checkpoint['epoch']} of 8, seed 0; its best epoch is chosen on the test"
+    assert said in output
     matrix = torch.tensor(figures["confusion_matrix"])
     _, labels, classes = load("digits", None, train=False)
     assert matrix.sum(1).tolist() == labels.bincount(minlength=10).tolist()
@@ -269,19 +273,22 @@ def test_the_options_of_the_augmentation_reach_it(call, monkeypatch):
 
 
 def test_the_seed_is_that_of_order_augmentation_and_weights(call, monkeypatch):
-    found = []
+    found, workers = [], []
 
     def look(training, loader, images, history, run, files):
         _, order = next(iter(loader.sampler))
         weight = next(training.net.parameters()).detach().numpy()
         augmented = loader.dataset.augment(1, range(64))
         found.append([np.array(order), augmented, weight])
+        workers.append(loader.num_workers)
         return history, 0
 
     monkeypatch.setattr(train, "augmentation", three_steps)
     monkeypatch.setattr(train, "train_epochs", look)
     for seed in (0, 0, 1):
-        assert call(train.main, *DIGITS, "--dry-run", "--seed", seed)[0] == 0
+        options = ["--dry-run", "--seed", seed, "-j", seed]
+        assert call(train.main, *DIGITS, *options)[0] == 0
+    assert workers == [0, 0, 1]
     for one, again, other in zip(*found):
         assert np.array_equal(one, again)
         assert not np.array_equal(one, other)
@@ -748,6 +755,42 @@ def test_larger_network_teaches(call, monkeypatch):
     assert f"teacher   {last}" in output
 
 
+def test_teachers_teach_as_in_evaluation(trained):
+    """Without statistics of the batch, and without dropout."""
+    path = trained[0] / "last.pt"
+    images, _, classes = load("digits", None, train=False)
+    known = SimpleNamespace(classes=classes, chooser="test", test_sha256="")
+    (net,) = train.load_teachers([path], known, torch.device("cpu"))
+    alone = restore(load_checkpoint(path)).eval()
+    pixels = images[:64].permute(0, 3, 1, 2)
+    with torch.no_grad():
+        assert torch.equal(net(pixels), alone(pixels))
+
+
+@pytest.mark.parametrize(
+    ("chooser", "key"), [("test", "test_sha256"), ("val", "sha256")]
+)
+def test_a_source_is_noted_by_the_images_that_choose(capsys, chooser, key):
+    made = {"sha256": "a", "test_sha256": "b"}
+    images = SimpleNamespace(classes=["cat", "dog"], chooser=chooser, **made)
+    for other in made:
+        seen = {"classes": ["cat", "dog"], "made_with": made | {other: "c"}}
+        train.note_on_source(seen, "best.pt", images)
+        is_noted = f"some of the {chooser} images here" in capsys.readouterr().out
+        assert is_noted == (other == key)
+
+
+def test_resuming_elsewhere_counts_for_more_than_the_name(trained, tmp_path):
+    checkpoint = load_checkpoint(trained[0] / "last.pt")
+    checkpoint["args"]["name"] = "own"
+    save_checkpoint(tmp_path / "last.pt", checkpoint)
+    resume = ["--resume", str(tmp_path / "last.pt")]
+    assert train.parse_arguments(resume)[0].out == os.path.join("results", "own")
+    elsewhere = ["--out", "there", "--ckpt", "there/best.pt"]
+    args, _ = train.parse_arguments([*resume, *elsewhere])
+    assert (args.out, args.ckpt) == ("there", "there/best.pt")
+
+
 def test_start_on_the_same_classes_keeps_the_last_layer(trained, call):
     folder, _ = trained
     options = [*DIGITS[:2], "-j", 0, "--init", folder / "best.pt", "--lr", 0]
@@ -865,15 +908,17 @@ def test_the_first_epochs_are_on_small_images(call, monkeypatch):
 
 
 def test_the_compiler_is_tried_on_both_sizes(call, monkeypatch):
-    heights = []
+    heights, counts = [], []
 
     def watched(training, choice, count, batches, world):
         heights.extend(images.shape[2] for images, _ in batches)
+        counts.append(count)
         return False
 
     monkeypatch.setattr(train, "compile_where_it_pays", watched)
     assert call(train.main, *DIGITS, "--epochs", "3", "--small", "0.4")[0] == 0
     assert heights == [32, 24]
+    assert counts == [3 * 1437]  # images in all epochs, by which it is won back
 
 
 def test_small_images_are_those_of_pillow():
@@ -918,7 +963,11 @@ def test_a_training_of_before_there_were_small_images_has_none(trained, tmp_path
 
 
 def test_the_peak_is_where_it_is_said_to_be(call):
-    call(train.main, *DIGITS, "-b", 60, "--epochs", 5, "--peak", 0.2, "--move", 0)
+    options = ["-b", 60, "--epochs", 5, "--peak", 0.2, "--move", 0]
+    options += ["--weight-decay", 0.001, "--muon-decay", 0.02]
+    _, output, _ = call(train.main, *DIGITS, *options)
+    said = "rates     lr 0.3, weight decay 0.001; of Muon lr 0.03, decay 0.02; "
+    assert f"{said}highest after 1 epochs\n" in output
     with open("results/history.csv") as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file)]
     assert max(rates) == rates[1] == pytest.approx(0.3, rel=0.02)
@@ -976,6 +1025,16 @@ def test_published_recipe_is_one(call, fails, monkeypatch):
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == rates[1] == pytest.approx(0.1)
     assert rates[-1] == pytest.approx(0.001)
+    net = published.PublishedNet(10)
+    size = f"{count_parameters(net):,} parameters"
+    work = f"{computed_macs(net) / 1e6:.0f} million multiply-adds"
+    assert f"{size} and {work} an image" in " ".join(published.__doc__.split())
+    monkeypatch.setattr(train, "main", train.parse_arguments)
+    args, _ = published.main(["--dataset", "digits"])
+    recipe = (args.arch, args.optimizer, args.lr, args.weight_decay, args.peak)
+    assert recipe == ("published", "sgd", 0.1, 5e-4, 0.15)
+    rest = (args.label_smoothing, args.ema, args.small, args.move, args.hole)
+    assert (*rest, args.batch_size) == (0, 0, 0, 0.5, 0.5, 128)
     published.published_schedules([sgd], args, 1)  # whose peak is its first step
     assert "--continue" in train.command_to_go_on("last.pt")
 
