@@ -7,7 +7,7 @@ ARGS ?=
 
 help:
 	@echo "make train     train on CIFAR-10: best.pt, last.pt and results/"
-	@echo "make quick     the same with fewer epochs, in about six minutes, into results/quick/"
+	@echo "make quick     the same with fewer epochs, in four to six minutes, into results/quick/"
 	@echo "make record    train over six hours, for the highest accuracy, into results/record/"
 	@echo "make evaluate  what best.pt learned and where it fails"
 	@echo "make variants  three ways to shrink and three norms, a few epochs each, compared"

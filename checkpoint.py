@@ -436,13 +436,12 @@ def result_of(row, split, weights, answers):
     return result if answers is None else result | {"answers": answers}
 
 
-def describe(options, images, training, compiled, on_device):
+def describe(options, images, training, on_device):
     """All that decides the metrics of this training, as plain types.
 
     `options` are those of train.py to keep, `images` the `train.Images`.
     """
     made_with = provenance(training.device, training.dtype)
-    made_with["compiled"] = compiled
     made_with["augmentation"] = "on the device" if on_device else "on the CPU"
     made_with["processes"] = training.world.size
     made_with["images"] = {

@@ -203,7 +203,7 @@ def add_machine_options(add):
         "the images and supports all steps")
     add("--compile", choices=["auto", "on", "off"], default="auto",
         help="auto: where the training is long enough to win it back: on CUDA, and on CPUs "
-        "in bfloat16")
+        "in bfloat16 that are faster with it")
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
     add("--deterministic", action="store_true", help="same bits every time on CUDA too")
 
@@ -417,10 +417,14 @@ def train(args, resumed, images, files, device, world=ALONE):
     batches = [(first, labels)]
     if small_epochs(args):
         batches.append((shrink(first), labels))
-    count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
-    compiled = compile_where_it_pays(training, args.compile, count, batches, world)
     kept = {key: value for key, value in vars(args).items() if key not in NOT_KEPT}
-    run = describe(kept, images, training, compiled, on_device)
+    run = describe(kept, images, training, on_device)
+    if not (args.dry_run or args.find_lr):
+        resumed = left_behind(files, run, args.is_continued) or resumed
+    choice = compile_as_before(args.compile, resumed, run["made_with"], world)
+    count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
+    compiled = compile_where_it_pays(training, choice, count, batches, world)
+    run["made_with"]["compiled"] = compiled
     title = title_of(net.config, args.downsample)
     saved = saved_by_mirroring(net)
     shown = f"{title} (saving {saved:,})" if saved else title
@@ -433,8 +437,6 @@ def train(args, resumed, images, files, device, world=ALONE):
     if args.find_lr:
         return suggest_rates(training, loader, files)
 
-    if not args.dry_run:
-        resumed = left_behind(files, run, args.is_continued) or resumed
     history = History(images.chooser)
     if resumed:
         history = go_on(resumed, run, training, files)
@@ -578,6 +580,20 @@ def load_teachers(paths, images, device):
         note_on_source(checkpoint, path, images)
         teachers.append(place(restore(checkpoint, path), device).eval())
     return teachers
+
+
+def compile_as_before(choice, resumed, made_with, world):
+    """--compile, where "auto" is what it was for the training that goes on, if that was here.
+
+    Another choice would give other bits.
+    """
+    before = resumed["made_with"] if resumed else {}
+    is_here = before.get("device") == made_with["device"]
+    if choice == "auto" and is_here and "compiled" in before:
+        choice = "on" if before["compiled"] else "off"
+    if len(set(world.gather([choice]))) > 1:
+        raise UserError("the processes do not see the same last.pt")
+    return choice
 
 
 def suggest_rates(training, loader, files):

@@ -194,12 +194,15 @@ class Rehearsed:
         (MPS, torch.float16, 10**9, "auto", False),
     ],
 )
-def test_compiled_where_it_is_won_back(device, dtype, images, choice, compiled):
+def test_compiled_where_it_is_won_back(
+    monkeypatch, device, dtype, images, choice, compiled
+):
+    Clock(monkeypatch)  # by which all steps are as fast
     own = Rehearsed(device, dtype)
     batch = IMAGES, LABELS
     done = machine.compile_where_it_pays(own, choice, images, [batch, batch], ALONE)
     assert done == compiled
-    assert own.tried == [batch, batch] * compiled
+    assert own.tried[-2:] == [batch, batch] * compiled
     is_contiguous = compiled and device == CPU
     for net in (own.net, *own.teachers):
         assert (net._compiled_call_impl is not None) == compiled
@@ -223,7 +226,8 @@ def test_compiler_that_fails_at_the_first_step(capsys, where):
     """All processes then train uncompiled: their graphs must not differ."""
     error = RuntimeError("no compiler\n\n" + 100 * "and much more ")
     own = Rehearsed(CPU, error=error if where == "here" else None)
-    world = ALONE if where == "here" else Many("no compiler")
+    theirs = "warning   not compiled, as that fails here: no compiler"
+    world = ALONE if where == "here" else Many(theirs)
     batch = IMAGES, LABELS
     assert not machine.compile_where_it_pays(own, "on", 1, [batch], world)
     (warning,) = capsys.readouterr().out.splitlines()[1:]
@@ -233,6 +237,29 @@ def test_compiler_that_fails_at_the_first_step(capsys, where):
         assert net._compiled_call_impl is None
         assert net.layout == torch.channels_last
         net(IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("choice", "seconds", "is_kept"),
+    [("auto", 0.9, True), ("auto", 1.1, False), ("on", 1.1, True)],
+)
+def test_a_slower_compiled_step_is_undone(
+    monkeypatch, capsys, choice, seconds, is_kept
+):
+    own = Rehearsed(CPU, torch.bfloat16)
+    clock = Clock(monkeypatch)
+
+    def warm_up(images, labels):
+        is_compiled = own.net._compiled_call_impl is not None
+        clock.passed += seconds if is_compiled else 1.0
+
+    own.warm_up = warm_up
+    batch = IMAGES, LABELS
+    done = machine.compile_where_it_pays(own, choice, 10**9, [batch], ALONE)
+    assert done == is_kept
+    assert (own.net._compiled_call_impl is not None) == is_kept
+    note = "note      not compiled, as that is slower here: 1.100 s a step, and 1.000 s"
+    assert (note in capsys.readouterr().out) == (not is_kept)
 
 
 def test_compiler_that_fails_ends_no_training(call, monkeypatch):

@@ -31,7 +31,7 @@ import train
 import utils
 from checkpoint import load_checkpoint, restore, save_checkpoint
 from dataset import load
-from machine import World
+from machine import ALONE, World
 from model import ARCHS, build
 from optim import make_schedules, mixing_kernels
 from receptive_field import computed_macs
@@ -919,6 +919,22 @@ def test_the_compiler_is_tried_on_both_sizes(call, monkeypatch):
     assert call(train.main, *DIGITS, "--epochs", "3", "--small", "0.4")[0] == 0
     assert heights == [32, 24]
     assert counts == [3 * 1437]  # images in all epochs, by which it is won back
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_training_goes_on_compiled_as_it_began(compiled):
+    """By auto, where it goes on here: another choice would give other bits."""
+    before = {"made_with": {"device": "cpu", "compiled": compiled}}
+    as_before = "on" if compiled else "off"
+    for choice, device, expected in (
+        ("auto", "cpu", as_before),
+        ("auto", "NVIDIA H200", "auto"),
+        ("off", "cpu", "off"),
+        ("on", "cpu", "on"),
+    ):
+        given = (choice, before, {"device": device}, ALONE)
+        assert train.compile_as_before(*given) == expected
+    assert train.compile_as_before("auto", None, {"device": "cpu"}, ALONE) == "auto"
 
 
 def test_small_images_are_those_of_pillow():
