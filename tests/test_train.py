@@ -226,19 +226,20 @@ def test_the_average_is_what_is_tested_and_saved(call, monkeypatch):
         weights = load_checkpoint(file)["weights"]
         assert torch.allclose(weights[name], average, atol=1e-6)
     assert not torch.allclose(seen[-1], average, atol=1e-3)
-    images, labels, _ = load("digits", None, train=False)
-    scores = scores_of_last(images)
-    with open("results/history.csv") as file:
-        (row,) = csv.DictReader(file)
-    loss = nn.functional.cross_entropy(scores, labels).item()
+    row, loss, _ = evaluated_by_hand(is_train=False)
     assert float(row["test_loss"]) == pytest.approx(loss, rel=1e-5)
 
 
-def scores_of_last(images):
-    """What the network of last.pt gives of images, in evaluation."""
+def evaluated_by_hand(is_train):
+    """Of a training of one epoch the row, and what last.pt's network loses and gets right."""
+    images, labels, _ = load("digits", None, train=is_train)
     net = restore(load_checkpoint("last.pt")).eval()
     with torch.no_grad():
-        return net(images.permute(0, 3, 1, 2))
+        scores = net(images.permute(0, 3, 1, 2))
+    with open("results/history.csv") as file:
+        (row,) = csv.DictReader(file)
+    loss = nn.functional.cross_entropy(scores, labels).item()
+    return row, loss, (scores.argmax(1) == labels).double().mean().item()
 
 
 def test_training_metrics_are_those_of_a_plain_loop(call):
@@ -246,13 +247,8 @@ def test_training_metrics_are_those_of_a_plain_loop(call):
     options = ["--lr", 0, "--muon-lr", 0, "--move", 0, "--hole", 0, "--norm", "group"]
     options += ["--label-smoothing", 0, "--amp", "off", "--epochs", 1, "-b", 479]
     assert call(train.main, *DIGITS, *options)[0] == 0
-    images, labels, _ = load("digits", None, train=True)
-    scores = scores_of_last(images)
-    with open("results/history.csv") as file:
-        (row,) = csv.DictReader(file)
-    loss = nn.functional.cross_entropy(scores, labels).item()
+    row, loss, right = evaluated_by_hand(is_train=True)
     assert float(row["train_loss"]) == pytest.approx(loss, rel=1e-4)
-    right = (scores.argmax(1) == labels).double().mean().item()
     assert float(row["train_accuracy"]) == pytest.approx(right, abs=0.002)
 
 
