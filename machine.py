@@ -19,6 +19,7 @@ import textwrap
 import time
 import weakref
 from datetime import timedelta
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import NamedTuple
 
@@ -33,8 +34,9 @@ from utils import UserError
 
 # How many images a training has in all where compiling may be won back, by kind of device. On
 # CUDA it is a guess: a minute, won back at 10,000 images/s by a third more. On CPUs it takes
-# half a minute, and the step in bfloat16 then 18 % less time to 9 % more, by machine, network
-# and recipe: it is timed. In float32 little is won there; on MPS nobody has tried.
+# half a minute for each size of images, and the step in bfloat16 then 15 % less time to 9 %
+# more, by machine, network and recipe: it is timed. In float32 little is won there; on MPS
+# nobody has tried.
 COMPILE_FROM = {"cuda": 2_000_000, "cpu": 1_000_000}
 PRECISIONS = {
     "off": torch.float32,
@@ -190,46 +192,58 @@ def compile_where_it_pays(training, choice, image_count, batches, world):
     if choice == "off" or (choice == "auto" and not is_worth_it):
         return False
     print("compiling the network, which takes a while")
-    is_timed = choice == "auto" and kind == "cpu"
-    before = seconds_of_step(training, batches[0]) if is_timed else math.inf
-    compiled = [training.net, *training.teachers]
-    layouts = [net.layout for net in compiled]
-    for net in compiled:
+    nets = [training.net, *training.teachers]
+    eager = partial(use, nets, [None] * len(nets), [net.layout for net in nets])
+    for net in nets:
         net.compile(dynamic=False)  # code for each size by itself is the faster one
-        if kind == "cpu":  # whose compiled kernels are faster so than in channels last
-            in_layout(net, torch.contiguous_format)
+    # On CPUs compiled kernels are faster so than in channels last.
+    layouts = [torch.contiguous_format if kind == "cpu" else net.layout for net in nets]
+    compiled = partial(use, nets, [net._compiled_call_impl for net in nets], layouts)
+    compiled()
     trouble = None
     try:
         for images, labels in batches:
             training.warm_up(images, labels)
-        if is_timed:
-            after = seconds_of_step(training, batches[0])
-            if after > before:
-                times = f"{after:.3f} s a step, and {before:.3f} s without"
-                trouble = f"note      not compiled, as that is slower here: {times}"
     except Exception as error:  # noqa: BLE001 - of many types, by what is missing
         reason = textwrap.shorten(str(error) or type(error).__name__, 200)
         trouble = f"warning   not compiled, as that fails here: {reason}"
     troubles = [line for line in world.gather([trouble]) if line]
+    if not troubles and choice == "auto" and kind == "cpu":  # by now none compiles
+        before, after = seconds_of_step(training, batches[0], (eager, compiled))
+        if after > before:
+            times = f"{after:.3f} s a step, and {before:.3f} s without"
+            trouble = f"note      not compiled, as that is slower here: {times}"
+        troubles = [line for line in world.gather([trouble]) if line]
     if not troubles:
         return True
-    # There is no undoing compile() but by what it set.
-    for net, layout in zip(compiled, layouts):
-        net._compiled_call_impl = None
-        in_layout(net, layout)
+    eager()
     print(troubles[0])
     return False
 
 
-def seconds_of_step(training, batch):
-    """The time of a batch's gradients, the fastest of five after a first one."""
-    training.warm_up(*batch)
-    times = []
+def use(nets, codes, layouts):
+    """Let networks run by what compile() made, or by None as they are, in these layouts."""
+    for net, code, layout in zip(nets, codes, layouts):
+        net._compiled_call_impl = (
+            code  # there is no undoing compile() but by what it set
+        )
+        in_layout(net, layout)
+
+
+def seconds_of_step(training, batch, forms):
+    """The time of a batch's gradients in each form, the fastest of five.
+
+    They take turns, so that a slow minute of the machine strikes all. The last form stays.
+    """
+    times = [[] for _ in forms]
     for _ in range(5):
-        start = time.perf_counter()
-        training.warm_up(*batch)
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for form, own in zip(forms, times):
+            form()
+            training.warm_up(*batch)  # the first one after a change takes longer
+            start = time.perf_counter()
+            training.warm_up(*batch)
+            own.append(time.perf_counter() - start)
+    return [min(own) for own in times]
 
 
 class Crowding:

@@ -121,9 +121,8 @@ MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
 SMALL_BATCH = 32  # for few images
 NATURAL, POSITIVE = number(int, 0), number(int, 1)
 RATE, FRACTION = number(float, 0), number(float, 0, 1)
-SEED = number(
-    int, 0, 2**63 - 1
-)  # older trainings may have one that `check_together` refuses
+# An older last.pt may have one of more than the 32 bits that `check_together` allows.
+SEED = number(int, 0, 2**63 - 1)
 
 
 # fmt: off
@@ -421,7 +420,8 @@ def train(args, resumed, images, files, device, world=ALONE):
     run = describe(kept, images, training, on_device)
     if not (args.dry_run or args.find_lr):
         resumed = left_behind(files, run, args.is_continued) or resumed
-    choice = compile_as_before(args.compile, resumed, run["made_with"], world)
+    before = None if args.find_lr else resumed
+    choice = compile_as_before(args.compile, before, run["made_with"], world)
     count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
     compiled = compile_where_it_pays(training, choice, count, batches, world)
     run["made_with"]["compiled"] = compiled
@@ -585,15 +585,14 @@ def load_teachers(paths, images, device):
 def compile_as_before(choice, resumed, made_with, world):
     """--compile, where "auto" is what it was for the training that goes on, if that was here.
 
-    Another choice would give other bits.
+    Another choice would give other bits. All processes take that of the first one, which
+    wrote the last.pt: their GPUs may be of several kinds.
     """
     before = resumed["made_with"] if resumed else {}
-    is_here = before.get("device") == made_with["device"]
+    is_here = all(before.get(key) == made_with[key] for key in ("device", "precision"))
     if choice == "auto" and is_here and "compiled" in before:
         choice = "on" if before["compiled"] else "off"
-    if len(set(world.gather([choice]))) > 1:
-        raise UserError("the processes do not see the same last.pt")
-    return choice
+    return world.gather([choice])[0]
 
 
 def suggest_rates(training, loader, files):

@@ -186,10 +186,11 @@ def test_one_killed_ends_all_and_one_process_resumes(
     assert 'train.py", line' not in errors  # no traceback but torchrun's own
     if which:  # of the others torchrun may end one before it prints why
         assert "--resume" in output + errors, errors
-    assert not list(tmp_path.rglob("*.tmp"))
     load_checkpoint(tmp_path / "best.pt")
     assert len(read_history(tmp_path)) < 3
     status, output, errors = call(train.main, "--resume", "last.pt")
+    # The first one may have been killed inside a save; the next start clears that up.
+    assert not list(tmp_path.rglob("*.tmp"))
     assert status == 0, errors
     assert "processes was 2" in output
     assert_same_weights(alone, tmp_path)

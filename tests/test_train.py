@@ -920,17 +920,22 @@ def test_the_compiler_is_tried_on_both_sizes(call, monkeypatch):
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_training_goes_on_compiled_as_it_began(compiled):
     """By auto, where it goes on here: another choice would give other bits."""
-    before = {"made_with": {"device": "cpu", "compiled": compiled}}
+    here = {"device": "cpu", "precision": "bfloat16"}
+    before = {"made_with": {**here, "compiled": compiled}}
     as_before = "on" if compiled else "off"
-    for choice, device, expected in (
-        ("auto", "cpu", as_before),
-        ("auto", "NVIDIA H200", "auto"),
-        ("off", "cpu", "off"),
-        ("on", "cpu", "on"),
+    for choice, there, expected in (
+        ("auto", {}, as_before),
+        ("auto", {"device": "NVIDIA H200"}, "auto"),
+        ("auto", {"precision": "float32"}, "auto"),
+        ("off", {}, "off"),
+        ("on", {}, "on"),
     ):
-        given = (choice, before, {"device": device}, ALONE)
+        given = (choice, before, here | there, ALONE)
         assert train.compile_as_before(*given) == expected
-    assert train.compile_as_before("auto", None, {"device": "cpu"}, ALONE) == "auto"
+    assert train.compile_as_before("auto", None, here, ALONE) == "auto"
+    world = SimpleNamespace(gather=lambda own: [as_before, *own])  # of another GPU here
+    given = ("auto", before, here | {"device": "another"}, world)
+    assert train.compile_as_before(*given) == as_before
 
 
 def test_small_images_are_those_of_pillow():

@@ -6,7 +6,7 @@ takes the options of train.py but --optimizer, --schedule, --init and --resume: 
 on. The network is stride-free: 197,858 parameters and 200 million multiply-adds an image;
 published are 92.00 % after 58 epochs on the original files
 (Sagar063/week7_ERAV4_CIFAR_10_Model_Experiments). It trains in the loop of train.py, in its
-precision and compiled where that is, so that the minutes compare networks and recipes alone.
+precision, and compiled by the same rule, so that the minutes compare networks and recipes alone.
 """
 
 import os
