@@ -412,18 +412,13 @@ def train(args, resumed, images, files, device, world=ALONE):
     nodes = trace(net)
     rules = checklist(net, nodes)
 
-    first, labels = data[0, world.shard(range(args.batch_size))]
-    batches = [(first, labels)]
-    if small_epochs(args):
-        batches.append((shrink(first), labels))
     kept = {key: value for key, value in vars(args).items() if key not in NOT_KEPT}
     run = describe(kept, images, training, on_device)
     if not (args.dry_run or args.find_lr):
         resumed = left_behind(files, run, args.is_continued) or resumed
     before = None if args.find_lr else resumed
     choice = compile_as_before(args.compile, before, run["made_with"], world)
-    count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
-    compiled = compile_where_it_pays(training, choice, count, batches, world)
+    compiled = compile_on_batches(training, choice, data)
     run["made_with"]["compiled"] = compiled
     title = title_of(net.config, args.downsample)
     saved = saved_by_mirroring(net)
@@ -593,6 +588,17 @@ def compile_as_before(choice, resumed, made_with, world):
     if choice == "auto" and is_here and "compiled" in before:
         choice = "on" if before["compiled"] else "off"
     return world.gather([choice])[0]
+
+
+def compile_on_batches(training, choice, data):
+    """Compile the network where it pays, on a batch of each size; returns whether it is."""
+    args, world = training.args, training.world
+    first, labels = data[0, world.shard(range(args.batch_size))]
+    batches = [(first, labels)]
+    if small_epochs(args):
+        batches.append((shrink(first), labels))
+    count = STEPS * args.batch_size if args.find_lr else args.epochs * len(data)
+    return compile_where_it_pays(training, choice, count, batches, world)
 
 
 def suggest_rates(training, loader, files):
