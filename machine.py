@@ -223,10 +223,9 @@ def compile_where_it_pays(training, choice, image_count, batches, world):
 
 def use(nets, codes, layouts):
     """Let networks run by what compile() made, or by None as they are, in these layouts."""
+    # There is no undoing compile() but by what it set.
     for net, code, layout in zip(nets, codes, layouts):
-        net._compiled_call_impl = (
-            code  # there is no undoing compile() but by what it set
-        )
+        net._compiled_call_impl = code
         in_layout(net, layout)
 
 
