@@ -40,7 +40,7 @@ from whole_batch import OnDevice, augment_batch, is_known
 
 cv2.setNumThreads(0)  # on images this small, OpenCV's threads only keep cores busy
 MOVE = 0.7  # probability that an image is shifted, scaled and rotated
-HOLE = 0.15  # probability that it gets a hole: low, as a network this small underfits
+HOLE = 0.15  # probability that it gets a hole: more gain nothing in short trainings
 LEAST_STD = 1 / 255  # of a channel of the images
 DATA_DIR = "data"  # where the images are, or are downloaded to
 SHOWN = 20  # classes at most in the picture of samples
