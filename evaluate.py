@@ -225,7 +225,7 @@ class MapRecorder(TorchFunctionMode):
         if result.ndim != 4 or not result.requires_grad or max(result.shape[2:]) == 1:
             return False
         handler = handler_of(function)
-        if handler in OF_MAPS:
+        if handler in OF_MAPS or function in (F.conv_transpose2d, F.interpolate):
             return True
         known = {id(one) for one in self.maps}
         if handler in KEEP_AXES:
@@ -266,8 +266,11 @@ def grad_cam(net, images, targets, layer=None):
             )
         except RuntimeError:  # of what recomputes its maps, say
             break
-        if gradient is not None:
-            weights = gradient.mean((2, 3), keepdim=True)
+        if gradient is None:
+            continue
+        weights = gradient.mean((2, 3), keepdim=True)
+        # Of a map before a softmax over its places they cancel out, but for rounding.
+        if weights.abs().max() >= 1e-5 * gradient.abs().max():
             maps = F.relu((weights * features).sum(1)).detach().cpu()
             return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
     return torch.zeros(images.shape[:3])

@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -243,22 +244,42 @@ def list_images(folder):
 
 
 def check_no_parts(folder, folders):
-    """Raise UserError where folders taken for classes all hold the same folders.
+    """Raise UserError where folders taken for classes are parts, or hold the classes again.
 
-    Then it is those that are the classes, and the others are parts of another name.
+    They are parts where they are called so, as seg_train and seg_test, or where all hold the
+    same folders: then it is those that are the classes.
     """
+    taken = [as_nfc(path.name) for path in folders]
+    remedy = "rename those that are parts to train and test"
+    stems = [{stem_of(name, part) for name in taken} - {None} for part in PARTS]
+    if set.intersection(*stems):
+        raise UserError(
+            f"in {folder} {', '.join(taken)} are called parts, not classes: {remedy}"
+        )
     inside = []
     for path in folders:
         files = [one.name for one in path.iterdir() if one.is_file()]
         names = tuple(as_nfc(one.name) for one in folders_in(path))
+        again = [name for name in names if name in taken]
+        if len(again) > 1:
+            raise UserError(
+                f"{path} holds {', '.join(again)} again, which are classes beside it: move it "
+                "away, or rename what is in it"
+            )
         has_files = not all(map(is_left_behind, files))
         inside.append(None if has_files or len(names) < 2 else names)
     if len(inside) > 1 and inside[0] and len(set(inside)) == 1:
-        names = ", ".join(path.name for path in folders)
         raise UserError(
-            f"in {folder} all of {names} hold the folders {', '.join(inside[0])}: rename "
-            "those that are parts to train and test"
+            f"in {folder} all of {', '.join(taken)} hold the folders "
+            f"{', '.join(inside[0])}: {remedy}"
         )
+
+
+def stem_of(name, part):
+    """The words of a name but the one for a part, as ("seg",) of seg_train; None without one."""
+    words = re.split(r"[\W_]+", name.lower())
+    rest = tuple(word for word in words if word not in PARTS[part])
+    return rest if len(rest) < len(words) else None
 
 
 def walk(folder, skipped):
@@ -567,7 +588,9 @@ def to_rgb(image, layout, is_negative, notes):
             image.putalpha(Image.fromarray(opaque))
     elif ";16" in layout:  # Pillow took the upper half of each value
         highest = max(high for _, high in image.convert("RGB").getextrema())
-        if highest < LEAST_WHITE // 256:
+        # Of what is drawn in black on a clear ground, the transparency says enough.
+        is_drawn = "A" in image.getbands() and image.getextrema()[-1] == (0, 255)
+        if highest < LEAST_WHITE // 256 and not is_drawn:
             raise ValueError(
                 "its values use few of their 16 bits: scale them to 0 to 255 and save it "
                 "with 8 bits"

@@ -161,9 +161,17 @@ DOWNSAMPLE = {
 def table_of(arch):
     """The `Arch` of a name, or None where it names a class of one's own."""
     entry = ARCHS[arch]
+    if isinstance(entry, nn.Module):
+        raise UserError(
+            f"'{arch}' of ARCHS is a network: name its class instead, without (), or write "
+            "lambda classes: before it"
+        )
     if callable(entry):
         return None
-    return entry if isinstance(entry, Arch) else Arch(entry)
+    chosen = entry if isinstance(entry, Arch) else Arch(entry)
+    if not all(isinstance(row, Row) for row in chosen.rows):
+        raise UserError(f"the table '{arch}' of ARCHS is no list of Row(...)")
+    return chosen
 
 
 class TableNet(nn.Sequential):
@@ -625,7 +633,7 @@ def line_of_summary(modules, names, name, members):
 def channels_first(node):
     """The shape of a node's output as (C, H, W), however it lies in memory."""
     if len(node.shape) != 3:
-        return node.shape
+        return node.shape or (1,)  # of a number, such as a mean of all
     height, width = node.size
     return (math.prod(node.shape) // (height * width), height, width)
 

@@ -7,9 +7,11 @@ from there on, the receptive field is unknown; so it is of what is computed wher
 be seen. No guess is made.
 """
 
+import contextlib
 import copy
 import gc
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -26,7 +28,7 @@ from utils import SIDE
 DECIDES = "a value computed from the image decides what runs"
 # Operations of nodes behind which there may be layers that are not seen:
 STOPPED = "stopped"  # of a last node, where the network raised an error
-UNSEEN = "unseen"  # of compiled code, say
+UNSEEN = "unseen"  # of scripted code, say
 
 
 class Unknown(Exception):
@@ -87,7 +89,7 @@ class Node:
     window: Window | None = None
     weight: tuple | None = None  # shape of a convolution's or linear layer's weight
     learns: bool = False  # whether that is, or is made of, parameters of the network
-    is_stray: bool = False  # whether it is a parameter, and none of the network's
+    is_stray: bool = False  # whether it reads a parameter that is none of the network's
     groups: int = 1
     norm_axes: int = 0  # that a layer norm is over, if its weights learn
     unknown: str = ""  # why the receptive field isn't known from here on
@@ -123,9 +125,9 @@ def trace(net, size=SIDE):
     reason = "the scores do not depend on the image in a way that is known"
     try:
         net = net.as_written() if hasattr(net, "as_written") else copy.deepcopy(net)
-        net = net.cpu().float().eval()
+        net = net.cpu().eval()
         recorder.prepare(net)
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), uncompiled(), recorder:
             output = net(image)
     except Exception as error:  # noqa: BLE001 - of any type, by what the network does
         reason = str(error) or type(error).__name__
@@ -137,16 +139,26 @@ def trace(net, size=SIDE):
     return nodes[: nodes.index(value.node) + 1]
 
 
+def uncompiled():
+    """Let what torch.compile made run as it is written: the compiler hides what runs."""
+    if (
+        "torch._dynamo" not in sys.modules
+    ):  # nothing is compiled; to load it takes a second
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
 def computed_macs(net, side=SIDE):
     """The multiply-adds that a network computes for an image of `side` x `side` pixels."""
-    net = copy.deepcopy(net).cpu().float().eval()
+    net = copy.deepcopy(net).cpu().eval()
     images = torch.zeros(2, 3, side, side)  # some networks take one image for no batch
     had_fast_path = torch.backends.mha.get_fastpath_enabled()
     # The counter does not look inside of the fused kernels of attention (torch 2.14.1).
     torch.backends.mha.set_fastpath_enabled(False)
     plain = sdpa_kernel(SDPBackend.MATH)
     try:
-        with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+        counting = FlopCounterMode(display=False)
+        with torch.no_grad(), uncompiled(), plain, counting as counter:
             net(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(had_fast_path)
@@ -179,7 +191,6 @@ class Call:
         self.node.weight = tuple(weight.shape)
         # One that is computed from the image as well is taken for one that learns.
         self.node.learns = id(weight) in self.learned or id(weight) in self.values
-        self.node.is_stray = isinstance(weight, Parameter) and not self.node.learns
 
     def places(self, tensor):
         """Those of the only argument that depends on the image, or Unknown is raised."""
@@ -240,7 +251,7 @@ class Recorder(TorchFunctionMode):
         """The `Value` of a tensor, None for a constant.
 
         It is unknown where the tensor, or what shares its memory, has been written to since;
-        and where it is not the result of a function that was seen, but came from compiled
+        and where it is not the result of a function that was seen, but came from scripted
         code or through NumPy, say.
         """
         if self.versions.get(id(tensor)) != version_of(tensor):
@@ -293,6 +304,9 @@ class Recorder(TorchFunctionMode):
         if handler and id(tensor) in values and not is_written:
             return  # an argument as it was, such as x.contiguous()
         node = Node(self.layers[-1], name, [])
+        for one in tensors_in([args, kwargs]):
+            if isinstance(one, Parameter) and id(one) not in self.learned:
+                node.is_stray = True
         call = Call(function, node, dict(values), tensor, number, self.learned)
         if number > 0 and handler is not move:  # such as the indices of a maximum
             handler = None
@@ -508,7 +522,7 @@ def shared_places(call, prepare):
 
 
 # Statistics are left out of a receptive field, as is usual.
-@handles("batch_norm instance_norm group_norm layer_norm rms_norm")
+@handles("batch_norm instance_norm group_norm layer_norm rms_norm local_response_norm")
 def normalise(call, input, *args, **kwargs):
     if call.node.operation == "layer_norm":
         note_layer_norm(call, *args, **kwargs)
@@ -654,6 +668,11 @@ def softmax(call, input, dim=None, *args, **kwargs):
     if any(varies(place, dim) for place in call.places(input)):
         raise Unknown(f"'{call.node.operation}' along height or width")
     return call.places(input)
+
+
+@handles("normalize")
+def divide_by_length(call, input, p=2.0, dim=1, *args, **kwargs):
+    return softmax(call, input, dim)
 
 
 @handles("cat concat concatenate stack")

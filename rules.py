@@ -44,6 +44,7 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     """
     # A maximum over the whole map is left to the rule on the end, or is a gate's.
     pools = [n for n in nodes if "max_pool" in n.operation and not pools_all(n)]
+    may_pool = any(takes_largest_of_pieces(node) for node in nodes)
     separable = [node for node in nodes if is_separable(node, nodes)]
     dilated = [node for node in nodes if is_dilated(node)]
     is_hidden = any(node.operation in (STOPPED, UNSEEN) for node in nodes)
@@ -54,7 +55,8 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
     if pools:
         no_pooling = Rule("no max pooling", names_of(net, pools), False)
     else:
-        no_pooling = rule_where("no max pooling", "none", not is_hidden, is_hidden)
+        may_pool = may_pool or is_hidden
+        no_pooling = rule_where("no max pooling", "none", not may_pool, may_pool)
     rules = [
         rule_on_parameters(net, nodes),
         rule_on_receptive_field(nodes[-1]),
@@ -123,6 +125,7 @@ def rules_on_blocks(net, nodes, is_hidden):
     than three layers part the network there are no four blocks to look at, and where max
     pooling parts it that is what is wrong.
     """
+    nodes = read_by(nodes[-1], nodes)
     shrinking = [node for node in nodes if is_3x3(node) and shrinks_map(node)]
     borders = [node for node in nodes if shrinks_map(node)]
     in_place = [n for n in nodes if is_dilated(n) and is_3x3(n) and n not in borders]
@@ -215,9 +218,24 @@ def pools_an_axis(node):
     return min(node.size) == 1 and max(node.size) > 1
 
 
+def takes_largest_of_pieces(node):
+    """Whether a node takes the largest values of a map that was reshaped into pieces."""
+    is_maximum = node.operation in ("max", "amax") and bool(node.sources)
+    return is_maximum and bool(node.unknown) and len(node.sources[0].shape) > 3
+
+
+def read_by(output, nodes):
+    """The nodes that an output is computed from, and itself; gates are no part of it."""
+    read = {output}
+    for node in reversed(nodes):
+        if node in read:
+            read.update(node.sources)
+    return [node for node in nodes if node in read]
+
+
 def most_in_a_row(nodes, chosen):
     """How many of the chosen nodes follow one another, at most, on a way to the scores."""
-    return max(number_up_to(nodes, chosen).values())
+    return number_up_to(nodes, chosen)[nodes[-1]]
 
 
 def number_up_to(nodes, chosen):

@@ -731,6 +731,38 @@ def test_folders_that_are_no_classes_are_told_apart(image_folder, fails, call):
         assert "; Train/ is not read" in output
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("alphabet_training/more", "alphabet_test"),
+        ("Train Data", "Validation-Data"),
+    ],
+)
+def test_parts_of_other_names_are_no_classes(image_folder, fails, names):
+    """As data sets are often packed: one folder more, or a part without classes."""
+    other = image_folder / "other"
+    for part, name in zip(("train", "test"), names):
+        (other / name).parent.mkdir(parents=True, exist_ok=True)
+        (image_folder / part).rename(other / name)
+    shutil.copytree(other / names[0] / "dog", other / "seg_pred")
+    errors = fails(dataset.main, "--dataset", "folder", "--data-dir", other)
+    assert "are called parts, not classes: rename those that are parts" in errors
+
+
+def test_classes_that_are_there_twice_are_refused(image_folder, fails, call):
+    train_part = image_folder / "train"
+    shutil.copytree(train_part, image_folder / "copy")
+    (image_folder / "copy").rename(train_part / "copy")
+    errors = fails(dataset.main, "--data-dir", image_folder)
+    assert "copy holds chat gâté, dog again, which are classes beside it" in errors
+    shutil.rmtree(train_part / "copy" / "dog")
+    for part in ("train", "test"):  # one of the same name is a class's own affair
+        (image_folder / part / "copy").mkdir(exist_ok=True)
+        shutil.copy(train_part / "dog" / "000.png", image_folder / part / "copy")
+    assert call(dataset.main, "--data-dir", image_folder)[0] == 0
+
+
 def test_broken_files_of_both_parts_are_named(image_folder, fails):
     for part in ("train", "test"):
         (image_folder / part / "dog" / f"{part}.jpg").write_bytes(b"no image")
@@ -1003,6 +1035,15 @@ def test_transparent_images_are_laid_on_white(tmp_path, mode):
     assert result[10].max() == 0
     assert result[[0, 20]].min() == 255
     assert notes == {"transparent and laid on white": 1}
+
+
+def test_black_on_a_clear_ground_may_have_16_bits(tmp_path):
+    pixels = np.zeros((32, 32, 4), np.uint16)
+    pixels[8:16, :, 3] = 65535
+    cv2.imwrite(str(tmp_path / "image.png"), pixels)
+    result = read_image(tmp_path / "image.png")
+    assert result[10].max() == 0
+    assert result[[0, 20]].min() == 255
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,60 @@ def test_maps_are_joined_by_their_channels():
     assert [id(known) for known in recorder.maps] == [id(one), id(joined)]
 
 
+class Pooled(nn.Module):
+    """Attention over the places: of its logits the mean gradient is 0, but for rounding."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Conv2d(3, 8, 4, 4)
+        self.heads = nn.Conv2d(8, 3, 1)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, images):
+        x = F.relu(self.features(images / 255))
+        shares = self.heads(x).flatten(2).softmax(2)
+        return self.head((shares @ x.flatten(2).mT).flatten(1))
+
+
+def test_grad_cam_is_not_of_rounding_errors():
+    torch.manual_seed(0)
+    net, targets = Pooled(), torch.arange(6)
+    images = torch.randint(0, 256, (6, 32, 32, 3), dtype=torch.uint8)
+    x = F.relu(net.features(images.permute(0, 3, 1, 2) / 255)).detach()
+    x.requires_grad_()
+    shares = net.heads(x).flatten(2).softmax(2)
+    scores = net.head((shares @ x.flatten(2).mT).flatten(1))
+    scores[range(6), targets].sum().backward()
+    by_hand = F.relu((x.grad.mean((2, 3), keepdim=True) * x).sum(1)).detach()
+    by_hand /= by_hand.amax((1, 2), keepdim=True).clamp(min=1e-12)
+    assert by_hand.any()
+    assert torch.allclose(grad_cam(net, images, targets), by_hand, atol=1e-4)
+
+
+class Enlarged(KnownNet):
+    """Its last map is enlarged again, by either means."""
+
+    def __init__(self, enlarge):
+        super().__init__()
+        self.enlarge = enlarge
+
+    def forward(self, images):
+        return self.o(self.enlarge(self.c4(images.float())))
+
+
+@pytest.mark.parametrize(
+    "enlarge",
+    [nn.Upsample(scale_factor=2), nn.ConvTranspose2d(2, 2, 2, 2)],
+    ids=["interpolate", "conv_transpose2d"],
+)
+def test_grad_cam_of_maps_that_were_enlarged(enlarge):
+    images = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8)
+    net = Enlarged(enlarge)
+    targets = torch.tensor([1, 1])
+    assert grad_cam(net, images, targets).shape == (2, 16, 16)
+    assert grad_cam(net, images, targets, net.enlarge).shape == (2, 16, 16)
+
+
 class Turned(KnownNet):
     """The same, but the axes of the last map are in another order, as in ConvNeXt."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import random
+import re
 from functools import partial
 
 import pytest
@@ -572,6 +573,13 @@ def test_a_table_that_makes_no_network_is_refused(fails, monkeypatch, changes, m
     assert message in fails(model.main, *options)
 
 
+def test_what_is_no_network_to_build_is_refused(fails, monkeypatch):
+    monkeypatch.setitem(ARCHS, "made", OwnNet())
+    assert "name its class instead" in fails(model.main, "--arch", "made")
+    monkeypatch.setitem(ARCHS, "tuples", [tuple(row) for row in SMALL])
+    assert "no list of Row" in fails(model.main, "--arch", "tuples")
+
+
 def test_unknown_names_are_refused_with_the_known_ones(fails):
     assert "small" in fails(model.main, "--arch", "nonsense")
     assert "stride-free" in fails(model.main, "--downsample", "nonsense")
@@ -830,6 +838,34 @@ def test_a_network_of_no_known_layer_is_not_drawn(call, monkeypatch):
     assert status == 1  # of the rules
     assert "no layer is known that could be drawn" in output
     assert "The assignment's rules" in output
+
+
+def test_a_network_with_a_mean_of_all_is_drawn(call, monkeypatch, tmp_path):
+    class Centred(OwnNet):
+        def forward(self, x):
+            return super().forward(x - x.mean())
+
+    monkeypatch.setitem(ARCHS, "centred", Centred)
+    _, output, _ = call(model.main, "--arch", "centred", "--plot")
+    assert "Picture: results/network.png" in output
+    assert (tmp_path / "results" / "network.png").exists()
+
+
+def test_a_part_in_another_precision_is_counted(call, monkeypatch):
+    class Precise(OwnNet):
+        def __init__(self, classes):
+            super().__init__(classes)
+            self.last.double()
+
+        def forward(self, x):
+            x = F.relu(self.shrink1(self.bn1(self.stem(x))))
+            x = self.shrink3(self.shrink2(x)).double()
+            return self.fc(self.last(x).float().mean((2, 3)))
+
+    monkeypatch.setitem(ARCHS, "precise", Precise)
+    _, output, _ = call(model.main, "--arch", "precise")
+    assert re.search(r"^last +conv2d +32x4x4 ", output, re.MULTILINE)
+    assert re.search(r"^[\d,]+ parameters, [\d,]+ multiply-adds", output, re.MULTILINE)
 
 
 def test_picture_of_a_network_is_written(call, tmp_path):

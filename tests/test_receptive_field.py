@@ -171,10 +171,27 @@ class Steps(nn.Module):
         (lambda x: F.adaptive_avg_pool2d(x, 1), 31),
         (lambda x: x.mean((2, 3)), 31),
         (lambda x: F.relu(x) * 2, 3),
+        (lambda x: F.normalize(x), 3),
+        (lambda x: F.normalize(x, 1.0, 1), 3),
+        (lambda x: F.local_response_norm(x, 3), 3),
     ],
 )
 def test_functions_count_like_modules(function, field):
     assert trace(Steps(function))[-1].receptive_field == field
+
+
+def test_what_is_compiled_is_seen_as_it_is_written(recwarn):
+    inside = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    nodes = trace(Steps(torch.compile(inside, backend="eager")))
+    assert not any(node.unknown for node in nodes)
+    assert nodes[-1].receptive_field == 11
+    assert not recwarn
+
+
+def test_a_part_in_another_precision_is_seen():
+    double = nn.Conv2d(4, 4, 3).double()
+    nodes = trace(Steps(lambda x: double(x.double()).float()))
+    assert nodes[-1].receptive_field == 7
 
 
 def test_branches_of_different_stride_are_not_known():
@@ -377,6 +394,7 @@ def test_a_value_that_decides_makes_the_rest_unknown():
         (lambda x: x @ x.transpose(2, 3), "not known"),
         (lambda x: torch.cat([x, x], 2), "along height or width"),
         (lambda x: x.softmax(2), "along height or width"),
+        (lambda x: F.normalize(x, dim=2), "along height or width"),
         (lambda x: 1 / 0, "division by zero"),
     ],
 )

@@ -308,6 +308,47 @@ def test_max_pooling_is_one_fault():
     assert rules["no max pooling"].passed is False
 
 
+class MaxOfPieces(nn.Module):
+    """Max pooling by a reshape, as einops writes it."""
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        return x.view(n, c, h // 2, 2, w // 2, 2).amax((3, 5))
+
+
+class MaxOfChannels(nn.Module):
+    """The largest channel weighs all others, as in CBAM."""
+
+    def forward(self, x):
+        return x * x.amax(1, keepdim=True)
+
+
+def test_max_pooling_of_a_reshaped_map_is_not_decided():
+    rules = verdicts(*convolutions({}), MaxOfPieces())
+    assert rules["no max pooling"].passed is None
+    rules = verdicts(*convolutions({}), MaxOfChannels())
+    assert rules["no max pooling"].passed
+
+
+class Forgetful(nn.Module):
+    """Three shrinking layers whose result no layer reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.forgotten = nn.Sequential(*[nn.Conv2d(8, 8, 3, 2, 1) for _ in range(3)])
+
+    def forward(self, x):
+        self.forgotten(x)
+        return x
+
+
+def test_layers_that_the_scores_do_not_depend_on_part_no_blocks():
+    rules = verdicts(*convolutions({}), Forgetful())
+    assert rules[SHRINKING].passed is False
+    assert rules[SHRINKING].value == "none"
+    assert BLOCKS not in rules
+
+
 def test_a_shrinking_layer_may_begin_a_block():
     begin = {"stride": 2}
     rules = verdicts(*convolutions({}, begin, {}, begin, begin))
@@ -481,6 +522,39 @@ def test_work_and_weights_that_are_not_counted_are_said(call, monkeypatch):
     (line,) = [line for line in output.splitlines() if "under 200,000" in line]
     assert line.startswith("  ?   ")
     assert line.endswith("a plain list: put them into nn.ModuleList")
+
+
+class Held(nn.Module):
+    """A layer in a list of either kind."""
+
+    def __init__(self, layer, kind):
+        super().__init__()
+        self.layers = kind([layer])
+
+    def forward(self, x):
+        (layer,) = self.layers
+        if isinstance(layer, nn.Parameter):
+            return (x.permute(0, 2, 3, 1) @ layer).permute(0, 3, 1, 2)
+        if isinstance(layer, nn.LSTM):
+            return x + layer(x.mean(2).transpose(1, 2))[0].mean((1, 2))
+        return layer(x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.BatchNorm2d(8),
+        nn.PReLU(8),
+        nn.ConvTranspose2d(8, 8, 2),
+        nn.LSTM(8, 8, batch_first=True),
+        nn.Parameter(torch.eye(8)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_weights_of_any_kind_in_a_plain_list_are_noticed(layer):
+    kept = nn.ParameterList if isinstance(layer, nn.Parameter) else nn.ModuleList
+    assert verdicts(*convolutions({}), Held(layer, list))[PARAMETERS].passed is None
+    assert verdicts(*convolutions({}), Held(layer, kept))[PARAMETERS].passed
 
 
 @pytest.mark.parametrize(
