@@ -11,6 +11,7 @@ import json
 import platform
 import shutil
 import subprocess
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -318,6 +319,7 @@ class Files:
         self.augmented = out / "augmented.png"
         self.range_test = out / "lr_finder.png"
         self.are_written = world.rank == 0 and not args.dry_run and not args.find_lr
+        self.writer = uuid.uuid4().hex  # in run.json, where another one's is noticed
         self.best_weights = self.best_answers = None  # those of best.pt
         others = (self.last, self.history, self.run, self.curves, self.augmented)
         self.of_training = (self.best, *others)
@@ -368,6 +370,36 @@ class Files:
                     "or give --name"
                 )
 
+    def check_shared(self, ckpt):
+        """Raise UserError where --out holds what a training of another --ckpt left since."""
+        try:
+            other = json.loads(self.run.read_text(encoding="utf-8"))["args"]["ckpt"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return  # it is not there, or damaged
+        if other != ckpt:
+            raise UserError(
+                f"to go on would overwrite {self.run}, which is of {other}: "
+                f"--resume {self.last} --name NAME"
+            )
+
+    def check_alone(self):
+        """Raise UserError where another training has begun to write the same files."""
+        try:
+            found = json.loads(self.run.read_text(encoding="utf-8"))
+            writer = found.get("writer", self.writer)
+        except (OSError, ValueError, AttributeError):
+            return
+        if writer != self.writer:
+            raise UserError(
+                f"another training writes to {self.run.parent} now: give one a --name"
+            )
+
+    def save_tables(self, run, history):
+        """Write the history, and what made it; last.pt holds both, too."""
+        utils.write_csv(self.history, history.rows)
+        marks = {"seconds": history.seconds, "writer": self.writer}
+        utils.write_json(self.run, run | marks)
+
     def set_aside(self):
         """Move the files of an earlier training out of the way, before a new one begins."""
         of_evaluation = [self.run.parent / name for name in OF_EVALUATION]
@@ -387,6 +419,7 @@ class Files:
 
     def save_epoch(self, run, history, training):
         """Save what the last epoch of the history left; `run` says what made it."""
+        self.check_alone()
         row = history.rows[-1]
         weights = training.ema.net.state_dict()
         # Copies, on the CPU, that further training leaves alone.
@@ -396,8 +429,10 @@ class Files:
         if history.best is row:
             self.best_weights, self.best_answers = weights, answers
             save_checkpoint(self.best, run | result)
-        utils.write_csv(self.history, history.rows)
-        utils.write_json(self.run, run | {"seconds": history.seconds})
+        try:
+            self.save_tables(run, history)
+        except UserError as error:  # of a table that is open in Excel, say
+            print(f"warning   {error}: last.pt keeps it, and --resume writes it")
         # Written last: with it the epoch counts as finished, and all its other files are there.
         state = training.state_dict()
         state["history"] = history.rows
@@ -408,7 +443,12 @@ class Files:
         save_checkpoint(self.last, run | result | {"resume": state})
 
     def restore(self, checkpoint, run, history):
-        """Write what a last.pt keeps of the other files, as they may have been parted."""
+        """Write what a last.pt keeps of the other files, as they may have been parted.
+
+        They were made with what it was made with, and not with what goes on now.
+        """
+        # New objects, as in `describe`.
+        run = json.loads(json.dumps(run | {"made_with": checkpoint["made_with"]}))
         self.best_weights = checkpoint["resume"]["best_weights"]
         self.best_answers = checkpoint["resume"].get("best_answers")
         if not self.are_written:
@@ -416,8 +456,7 @@ class Files:
         best = (self.best_weights, self.best_answers)
         result = result_of(history.best, history.split, *best)
         save_checkpoint(self.best, run | result)
-        utils.write_csv(self.history, history.rows)
-        utils.write_json(self.run, run | {"seconds": history.seconds})
+        self.save_tables(run, history)
         if not self.last.exists():
             save_checkpoint(self.last, checkpoint | run)
 
@@ -527,6 +566,8 @@ def go_on(checkpoint, run, training, files):
     for name, value in run["made_with"].items():
         if value != before.get(name, value):  # older versions kept fewer
             print(f"note      {name} was {before[name]}: weights may differ a little")
+    if files.are_written:
+        files.check_shared(run["args"]["ckpt"])
     try:
         training.load_state_dict(state, checkpoint["weights"])
         history = History(run["chosen_on"], state["history"], state["seconds"])

@@ -207,13 +207,13 @@ def compile_where_it_pays(training, choice, image_count, batches, world):
     except Exception as error:  # noqa: BLE001 - of many types, by what is missing
         reason = textwrap.shorten(str(error) or type(error).__name__, 200)
         trouble = f"warning   not compiled, as that fails here: {reason}"
-    troubles = [line for line in world.gather([trouble]) if line]
-    if not troubles and choice == "auto" and kind == "cpu":  # by now none compiles
+    is_fine = not any(world.gather([trouble]))  # and no process compiles any longer
+    if is_fine and choice == "auto" and kind == "cpu":
         before, after = seconds_of_step(training, batches[0], (eager, compiled))
         if after > before:
             times = f"{after:.3f} s a step, and {before:.3f} s without"
             trouble = f"note      not compiled, as that is slower here: {times}"
-        troubles = [line for line in world.gather([trouble]) if line]
+    troubles = [line for line in world.gather([trouble]) if line]
     if not troubles:
         return True
     eager()

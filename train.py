@@ -366,15 +366,16 @@ def main(argv=None):
             images = load_images(args, world)
             status = train(args, resumed, images, files, device, world)
     except RuntimeError as error:
+        anew = "train anew: " if resumed else ""  # to resume takes no other options
         if is_out_of_memory(error):
             raise OwnError(
-                f"{device} has too little memory: try a smaller --batch-size "
+                f"{device} has too little memory: {anew}try a smaller --batch-size "
                 f"than {args.batch_size}"
             )
         if "deterministic implementation" in str(error):
             raise UserError(
                 f"--deterministic: {str(error).split(' does not')[0]} of this network has no "
-                f"deterministic form on {device.type}: leave the option out"
+                f"deterministic form on {device.type}: {anew}leave the option out"
             )
         if is_lost(error):
             raise OwnError(
@@ -663,20 +664,24 @@ def train_epochs(training, loader, images, history, run, files):
             f"\ninterrupted: {len(history.rows)} of {args.epochs} epochs are finished"
         )
         if history.rows and not args.dry_run:
-            print("to go on:", command_to_go_on(files.last))
+            print("to go on:", command_to_go_on(files.last, args))
         return history, 130
     return history, 0
 
 
-def command_to_go_on(last):
+def command_to_go_on(last, args):
     """The command that resumes a last.pt, by make where make runs this.
 
     The Python of make is in .venv, and need not be on the path. A name with quotes or a
     dollar would mean something else to make.
     """
+    options = ["--resume", str(last)]
+    for name in ("device", "augment"):  # which decide bits, and no checkpoint keeps
+        if getattr(args, name) != "auto":
+            options += [option_of(name), getattr(args, name)]
     if "MAKELEVEL" in os.environ and re.fullmatch(r"[\w ./-]+", str(last)):
-        return f'make train ARGS="--resume {shlex.quote(str(last))}"'
-    command = ["python", "train.py", "--resume", str(last)]
+        return f'make train ARGS="{shlex.join(options)}"'
+    command = ["python", "train.py", *options]
     return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
 
 

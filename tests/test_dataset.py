@@ -1586,7 +1586,16 @@ def test_demonstration_may_have_another_name(monkeypatch, call):
         assert call(demo.main, *name)[0] == 0
     folders = [str(Path("results", name)) for name in ("demo", "mine")]
     for folder, options in zip(folders, given, strict=True):
-        assert options == ["--ckpt", str(Path(folder, "best.pt")), "--out", folder]
+        assert options[:4] == ["--ckpt", str(Path(folder, "best.pt")), "--out", folder]
+
+
+def test_demonstration_evaluates_as_it_trained(monkeypatch, call):
+    given = []
+    monkeypatch.setattr(demo.train, "main", lambda _: 0)
+    monkeypatch.setattr(demo.evaluate, "main", given.extend)
+    options = ["--device", "cpu", "--amp", "off", "--rules", "off"]
+    call(demo.main, *options)
+    assert {"--device=cpu", "--amp=off", "--rules=off"} <= set(given)
 
 
 def test_seeds_without_network_show_the_demonstration_too(monkeypatch, call):

@@ -30,6 +30,8 @@ from PIL import Image
 from torch import nn
 from torchvision.datasets import CIFAR10
 
+import checkpoint
+import engine
 import evaluate
 import layers
 import train
@@ -505,6 +507,96 @@ def test_going_on_overwrites_no_other_training(
     assert call(train.main, *options, "--name", "friend")[0] == 0
     assert load_checkpoint("results/friend/last.pt")["epoch"] == 3
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_a_finished_training_says_what_made_it(trained, tmp_path, monkeypatch):
+    """Going on with it trains nothing: its students find the best.pt that they know."""
+    folder = shutil.copytree(trained, tmp_path / "again")
+    best, made_with = (folder / "best.pt").read_bytes(), made_of(folder)
+    provenance = checkpoint.provenance
+    monkeypatch.setattr(
+        checkpoint, "provenance", lambda *a: provenance(*a) | {"commit": "another"}
+    )
+    resume(folder)
+    assert (folder / "best.pt").read_bytes() == best
+    assert made_of(folder) == made_with
+
+
+def test_what_is_trained_after_an_edit_says_so(stopped, monkeypatch):
+    provenance = checkpoint.provenance
+    monkeypatch.setattr(
+        checkpoint, "provenance", lambda *a: provenance(*a) | {"commit": "another"}
+    )
+    resume(stopped)
+    assert made_of(stopped)["commit"] == "another"
+
+
+def made_of(folder):
+    """What made a training, as its run.json says."""
+    return json.loads((folder / "results" / "run.json").read_text())["made_with"]
+
+
+def test_going_on_leaves_what_took_its_tables_place(tmp_path):
+    first = [*SMALL, *THREE, "--ckpt", "a/best.pt"]
+    assert train_here(tmp_path, *first, stop_in=2) == 130
+    assert train_here(tmp_path, *SMALL, *THREE, "--ckpt", "b/best.pt") == 0
+    before = (tmp_path / "results" / "run.json").read_bytes()
+    for options in (["--resume", "a/last.pt", "-j", "0"], [*first, "--continue"]):
+        with pytest.raises(UserError, match="would overwrite .* of b/best.pt"):
+            train_here(tmp_path, *options)
+    assert (tmp_path / "results" / "run.json").read_bytes() == before
+
+
+def test_two_trainings_at_once_in_a_folder_are_noticed(tmp_path, monkeypatch):
+    train_one_epoch = train.train_one_epoch
+
+    def beside_another(training, loader, epoch):
+        if epoch == 2:
+            path = Path("results", "run.json")
+            mark = {"writer": "another"}
+            path.write_text(json.dumps(json.loads(path.read_text()) | mark))
+        return train_one_epoch(training, loader, epoch)
+
+    monkeypatch.setattr(train, "train_one_epoch", beside_another)
+    with pytest.raises(UserError, match="another training writes to results now"):
+        train_here(tmp_path, *SMALL, *THREE)
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+
+
+def test_a_table_that_cannot_be_replaced_ends_no_training(
+    tmp_path, capsys, monkeypatch
+):
+    """As on Windows, where Excel has it open."""
+    write_csv = utils.write_csv
+
+    def held(path, rows):
+        if len(rows) == 2:
+            raise UserError(f"cannot write {path}: Permission denied")
+        write_csv(path, rows)
+
+    monkeypatch.setattr(utils, "write_csv", held)
+    assert train_here(tmp_path, *SMALL, *THREE) == 0
+    assert capsys.readouterr().out.count("warning   cannot write") == 1
+    with open(tmp_path / "results" / "history.csv") as file:
+        assert len(list(csv.DictReader(file))) == 3
+
+
+def test_how_to_go_on_names_the_device(tmp_path, capsys):
+    options = [*SMALL, *THREE, "--device", "cpu", "--augment", "device"]
+    assert train_here(tmp_path, *options, stop_in=2) == 130
+    command = "python train.py --resume last.pt --device cpu --augment device\n"
+    assert f"to go on: {command}" in capsys.readouterr().out
+
+
+def test_too_little_memory_to_go_on(stopped, monkeypatch):
+    """What then has to be changed, no resumed training takes."""
+
+    def step(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(engine.Training, "step", step)
+    with pytest.raises(UserError, match="memory: train anew: try a smaller --batch"):
+        resume(stopped)
 
 
 def test_resume_finds_images_that_have_moved(image_folder, call, fails, tmp_path):

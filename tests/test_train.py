@@ -1053,7 +1053,7 @@ def test_published_recipe_is_one(call, fails, monkeypatch):
     rest = (args.label_smoothing, args.ema, args.small, args.move, args.hole)
     assert (*rest, args.batch_size) == (0, 0, 0, 0.5, 0.5, 128)
     published.published_schedules([sgd], args, 1)  # whose peak is its first step
-    assert "--continue" in train.command_to_go_on("last.pt")
+    assert "--continue" in train.command_to_go_on("last.pt", args)
 
 
 class Squeezing(OwnNet):

@@ -26,7 +26,8 @@ def main(argv=None):
     status = train.main(options)
     if status or not leaves_best:
         return status
-    return evaluate.main(["--ckpt", args.ckpt, "--out", args.out])
+    alike = [f"--{name}={getattr(args, name)}" for name in ("device", "amp", "rules")]
+    return evaluate.main(["--ckpt", args.ckpt, "--out", args.out, *alike])
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def published_schedules(optimizers, args, steps):
     return make_schedules(optimizers, args, steps, final_div_factor=10)
 
 
-def command_to_go_on(last):
+def command_to_go_on(last, args):
     """How to resume a last.pt: train.py alone has neither the network nor the recipe."""
     return f"the same command with --continue, which finds {last}"
 

@@ -135,7 +135,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device = pick_device(args.device)
     precision = pick_precision(device, args.amp)
-    checkpoint = load_checkpoint(args.ckpt, named_by="--ckpt")
+    checkpoint = load_checkpoint(args.ckpt)
     net = place(restore(checkpoint, args.ckpt), device)
     _, images, labels, _ = test_images(args, checkpoint)
 
