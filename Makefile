@@ -27,6 +27,10 @@ train: .venv/ready
 quick: .venv/ready
 	$(BIN)/python train.py --epochs 7 --name quick $(ARGS)
 
+# Of recipes whose trainings need each other, in folders of names of their own.
+ONE_SEED = $(if $(filter --seeds% --name% --ckpt% --out% --dry-run --find-lr,$(ARGS)),$(error \
+	make $@ trains one seed, under names of its own: leave out $(ARGS)))
+
 # The second training goes on from the first, which is its teacher too. So does the last one,
 # whose teachers are the second and a larger network. Batches, rates and activation are those that
 # all of them were measured with.
@@ -35,7 +39,7 @@ FIRST := $(LONG) --lr 0.4 --muon-lr 0.04 --activation relu \
 	--move 0.9 --hole 0.6 --continue
 TAUGHT := $(LONG) --schedule cosine --lr 0.12 --muon-lr 0.012 --hole 0.4 --label-smoothing 0 --continue
 record: .venv/ready
-	$(BIN)/python train.py --name record-1 --arch record --epochs 120 $(FIRST) $(ARGS)
+	$(ONE_SEED)$(BIN)/python train.py --name record-1 --arch record --epochs 120 $(FIRST) $(ARGS)
 	$(BIN)/python train.py --name record-2 --init results/record-1/last.pt --epochs 12 $(TAUGHT) \
 		--teacher results/record-1/last.pt $(ARGS)
 	$(BIN)/python tools/teacher.py --name teacher --epochs 12 --label-smoothing 0 $(FIRST) $(ARGS)
@@ -48,7 +52,7 @@ evaluate: .venv/ready
 # The default network, then two other ways to shrink its maps and two other norms. All on images of
 # full size, as the stride-free network takes no smaller ones.
 variants: .venv/ready
-	$(BIN)/python train.py --epochs 4 --small 0 --name dilated $(ARGS)
+	$(ONE_SEED)$(BIN)/python train.py --epochs 4 --small 0 --name dilated $(ARGS)
 	$(BIN)/python train.py --epochs 4 --small 0 --name strided --downsample strided $(ARGS)
 	$(BIN)/python train.py --epochs 4 --small 0 --name stride-free --downsample stride-free $(ARGS)
 	$(BIN)/python train.py --epochs 4 --small 0 --name group --norm group $(ARGS)

@@ -25,6 +25,7 @@ from model import (
     TRIED,
     Net,
     Unfit,
+    check_scores,
     head_alone,
     is_close,
     place_of,
@@ -276,6 +277,10 @@ def start_from(checkpoint, classes, path):
     if list(classes) == checkpoint["classes"]:
         return trained
     net = Net(**{**trained.config, "classes": len(classes)})
+    try:
+        check_scores(net)
+    except Exception as error:  # noqa: BLE001 - of any type, by what a class does
+        raise UserError(f"--init {path}, for {len(classes)} classes: {error}")
     head = head_alone(net, f"--init {path}")
     new = {id(weight) for weight in head.parameters()}
     weights = trained.state_dict()
@@ -297,7 +302,15 @@ class History:
         self.seconds = list(seconds)
 
     def plus(self, row, seconds):
-        """The history with one more epoch; this one stays as it is."""
+        """The history with one more epoch; this one stays as it is.
+
+        What a metric is, such as a tensor of one number, becomes a plain number: no file takes
+        another.
+        """
+        row = {
+            key: value if type(value) is int else float(value)
+            for key, value in row.items()
+        }
         return History(self.split, [*self.rows, row], [*self.seconds, seconds])
 
     @property
@@ -546,7 +559,10 @@ def left_behind(files, run, is_continued):
             "give its options, or another --name"
         )
     is_same_run = run_id() == checkpoint["resume"].get("run_id")
-    return checkpoint if is_continued or (is_same_run and not differing) else None
+    if not is_continued and (differing or not is_same_run):
+        return None
+    restore(checkpoint, str(files.last))  # which says where its code was changed
+    return checkpoint
 
 
 def go_on(checkpoint, run, training, files):

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from checkpoint import OLDER_CONFIG, OLDER_OPTIONS
-from model import Net
+from model import Net, figures_of
 from plots import save_figure, what_matters
-from receptive_field import computed_macs, trace
-from rules import GOAL, RECEPTIVE_FIELD, checklist, count_parameters
+from receptive_field import trace
+from rules import GOAL
 from utils import Parser, UserError, check_writable, matching, run
 
 # Options that say something with these schedules alone.
@@ -31,6 +31,11 @@ OF_SCHEDULES = {
     "peak": {"onecycle"},
 }
 PLACES = {"ckpt", "data_dir", "name", "out"}  # options that change no metric
+# What says why networks differ; of images they have the mean and the deviation.
+OF_NETWORKS = {
+    "arch", "downsample", "norm", "activation", "dropout", "kernels", "images", "init"
+}  # fmt: skip
+FIGURES = ("parameters", "receptive field", "mult-adds")  # of a network
 # Curves that coincide can still be told apart.
 DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "x", "P")
@@ -61,8 +66,9 @@ def read_run(folder):
         chosen_on = training["chosen_on"]
         accuracies = [row[f"{chosen_on}_accuracy"] for row in history]
         reached = [e for e, value in enumerate(accuracies, 1) if value >= GOAL]
+        figures = network_of(training)
         row = {
-            **describe_network(training["net"]),
+            **{name: figures[name] for name in FIGURES},
             "epochs": f"{len(history)}/{options['epochs']}",
             f"at {GOAL:.0%}": f"{reached[0]}" if reached else "-",
             "best": f"{max(accuracies):.2%}",
@@ -82,38 +88,35 @@ def read_run(folder):
 
 
 def unsaid(training):
-    """Of a run.json what no option says, as short digests: its network and its images."""
+    """Of a run.json what no option says, as short digests: network, images, weights."""
     network = json.dumps(OLDER_CONFIG | training["net"], sort_keys=True)
     found = {"network": hashlib.sha256(network.encode()).hexdigest()[:8]}
+    # A class of one's own may be another one under the same name.
+    found["code"] = training.get("network", {}).get("code", "?")
+    made_with = training["made_with"]
     for name, key in (("images", "sha256"), ("test images", "test_sha256")):
-        found[name] = training["made_with"].get(key, "?")[:8]
+        found[name] = made_with.get(key, "?")[:8]
+    found["weights of init"] = (made_with.get("init_sha256") or "?")[:8]
+    teachers = [digest[:8] for digest in made_with.get("teachers", [])]
+    found["weights of teachers"] = " and ".join(teachers)
     return found
 
 
-def describe_network(config):
-    """Parameters, receptive field and multiply-adds; "?" where they are not known."""
+def network_of(training):
+    """The figures of a network as the training noted them; older ones noted none."""
+    if "network" in training:
+        return training["network"]
     try:
-        net = Net(**OLDER_CONFIG | config)
+        net = Net(**OLDER_CONFIG | training["net"])
     except Exception:  # noqa: BLE001 - a class of one's own may have gone or changed
-        return {"parameters": "?", "receptive field": "?", "mult-adds": "?"}
-    nodes = trace(net)
-    parameters = count_parameters(net)
-    field = "?"
-    for rule in checklist(net, nodes):
-        if rule.text == RECEPTIVE_FIELD and rule.passed is not None:
-            field = rule.value
-    macs = max(sum(node.macs for node in nodes), computed_macs(net))
-    return {
-        "parameters": f"{parameters:,}",
-        "receptive field": field,
-        "mult-adds": f"{macs:,}",
-    }
+        return dict.fromkeys(FIGURES, "?")
+    return figures_of(net, trace(net))
 
 
 def differing(options):
     """The options in which some of the trainings differ, and which say something.
 
-    "network" is among them where no other one says why the networks differ.
+    "network" and "code" are among them where no other one says why the networks differ.
     """
     names = set()
     for given in options:
@@ -126,9 +129,12 @@ def differing(options):
     for name in sorted(names - PLACES):
         if len({str(given.get(name)) for given in options}) > 1:
             differ.append(name)
-    if "network" in differ and not {"network", "seed"}.issuperset(differ):
-        differ.remove("network")
-    return differ
+    said = set()
+    if OF_NETWORKS.intersection(differ):
+        said = {"network", "code"}
+    elif "network" in differ:
+        said = {"code"}
+    return [name for name in differ if name not in said]
 
 
 def print_table(runs, differ):
@@ -221,9 +227,15 @@ def main(argv=None):
         ]
     differ = differing([training.options for training in runs])
     print_table(runs, differ)
+    if held_out := [one.name for one in runs if one.chosen_on == "val"]:
+        print(f"note      of {', '.join(held_out)} they are held-out images")
     if differ == ["seed"]:
         print()
         print_spread(runs)
+        if short := [
+            one.name for one in runs if len(one.history) < one.options["epochs"]
+        ]:
+            print(f"note      {', '.join(short)}: not all of the epochs are trained")
     plot(runs, args.out)
     others = [str(p) for p in given if p not in folders and not p.is_file()]
     if others:

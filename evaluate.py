@@ -26,6 +26,7 @@ from checkpoint import OF_EVALUATION, load_checkpoint, restore
 from dataset import DATA_DIR, DATASETS, digest, load, pick_dataset
 from folders import (
     NoImage,
+    has_images,
     list_part,
     notes_in_words,
     read_image,
@@ -447,7 +448,7 @@ def evaluate(args, checkpoint, net, device, dtype, pictures):
     from sklearn.metrics import confusion_matrix  # here, as it takes a second
 
     scores = predict(net, images, device, dtype, args.tta)
-    metrics = measure(scores, labels)
+    metrics = {name: float(value) for name, value in measure(scores, labels).items()}
     matrix = confusion_matrix(labels, scores.argmax(1), labels=range(len(classes)))
     rules = checklist(net, trace(net), metrics["accuracy"], dataset)
 
@@ -567,15 +568,20 @@ def test_images(args, checkpoint):
 
     Raises UserError where their classes are not those of the checkpoint.
     """
-    data_dir = args.data_dir or checkpoint["args"]["data_dir"]
-    dataset = args.dataset or checkpoint["args"]["dataset"]
-    may_be_other = dataset == "folder" or (dataset == "cifar10" and args.data_dir)
-    if args.dataset is None and may_be_other:
+    trained = checkpoint["args"]
+    data_dir = args.data_dir or trained["data_dir"]
+    dataset = args.dataset or trained["dataset"]
+    if args.dataset and not args.data_dir and trained["dataset"] == "folder" != dataset:
+        data_dir = DATA_DIR  # nothing is downloaded among pictures
+    elif args.dataset is None and dataset in ("folder", "cifar10"):
         # A copy of CIFAR-10 in folders may be gone where its own files are, or can be.
         is_cifar = checkpoint["classes"] == CIFAR10_CLASSES
         if is_cifar and args.data_dir is None and not Path(data_dir).exists():
             data_dir = DATA_DIR
-        dataset = pick_dataset(None, data_dir)
+        if dataset == "folder" or args.data_dir:
+            dataset = pick_dataset(None, data_dir)
+    elif args.dataset is None and args.data_dir and has_images(Path(data_dir)):
+        dataset = "folder"
     if dataset not in DATASETS:
         raise UserError(f"{args.ckpt} was trained on an unknown data set: --dataset")
     images, labels, names = load(dataset, data_dir, train=False)

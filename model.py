@@ -11,6 +11,7 @@ summary, the rules and the training follow.
 import copy
 import inspect
 import math
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,7 @@ from layers import (
 )
 from receptive_field import computed_macs, covers_map, layer_of, trace
 from rules import (
+    RECEPTIVE_FIELD,
     add_rules_option,
     checklist,
     count_parameters,
@@ -651,6 +653,25 @@ def kind_of(members, windows, main):
         has_shortcut = any(".shortcut" in node.layer for node in windows)
         kind += " + shortcut" if has_shortcut else " + input"
     return kind
+
+
+def figures_of(net, nodes):
+    """What a network comes to, in words, "?" where it is not known, and what runs, as a digest.
+
+    `nodes` are those of `trace`. By the digest it is seen that a class was edited.
+    """
+    field = "?"
+    for rule in checklist(net, nodes):
+        if rule.text == RECEPTIVE_FIELD and rule.passed is not None:
+            field = rule.value
+    macs = max(sum(node.macs for node in nodes), computed_macs(net))
+    ran = [(n.operation, n.shape, n.window, n.weight, n.groups) for n in nodes]
+    return {
+        "parameters": f"{count_parameters(net):,}",
+        "receptive field": field,
+        "mult-adds": f"{macs:,}",
+        "code": sha256(repr(ran).encode()).hexdigest()[:8],
+    }
 
 
 def print_summary(lines, total, computed):

@@ -90,6 +90,7 @@ from model import (
     NETWORK,
     add_network_options,
     build,
+    figures_of,
     find_head,
     head_alone,
     takes,
@@ -415,6 +416,7 @@ def train(args, resumed, images, files, device, world=ALONE):
 
     kept = {key: value for key, value in vars(args).items() if key not in NOT_KEPT}
     run = describe(kept, images, training, on_device)
+    run["network"] = figures_of(net, nodes)
     if not (args.dry_run or args.find_lr):
         resumed = left_behind(files, run, args.is_continued) or resumed
     before = None if args.find_lr else resumed

@@ -117,6 +117,28 @@ def test_recipes_of_the_makefile_are_understood(options_of):
                 assert option in options_of(script), f"{script}: {option}"
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+@pytest.mark.parametrize("target", ["record", "variants"])
+def test_recipes_whose_trainings_need_each_other_take_no_names(target):
+    environment = {k: v for k, v in os.environ.items() if "MAKE" not in k}
+    command = ["make", "-n", "-o", ".venv/ready", target]
+    for options, status in (
+        ("--seeds 2", 2),
+        ("-b 64 --name=mine", 2),
+        ("--data-dir images", 0),
+    ):
+        made = subprocess.run(
+            [*command, f"ARGS={options}"],
+            check=False,
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        assert made.returncode == status
+        assert ("leave out" in made.stderr) == bool(status)
+
+
 def test_commands_are_those_of_the_scripts(text, options_of):
     for words in commands_of(text):
         command = f"{name_of(text)}: {' '.join(words)}"
@@ -167,6 +189,7 @@ for script, *options in json.loads(sys.argv[1]):
     if script in ("train.py", "dataset.py"):
         options += digits[:2]
     if script == "train.py":
+        train.Files(train.parse_arguments(options)[0], train.ALONE)  # may they be written?
         options += [*digits[2:], "--dry-run"]
     print(script, *options, flush=True)
     status = importlib.import_module(script.removesuffix(".py")).main(options)

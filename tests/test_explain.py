@@ -36,7 +36,7 @@ from checkpoint import History, load_checkpoint, restore, save_checkpoint
 from evaluate import MapRecorder, grad_cam, grad_cam_or_note, overlay
 from folders import read_image
 from machine import pick_precision
-from model import build
+from model import ARCHS, build
 from receptive_field import trace
 from rules import GOAL
 
@@ -408,6 +408,30 @@ def test_test_images_of_a_folder_are_told_by_the_folder(image_folder):
     assert len(images) == 32
 
 
+@pytest.mark.parametrize("dataset_name", ["digits", "mnist", "cifar100"])
+def test_own_pictures_stand_in_for_any_test_images(image_folder, dataset_name):
+    made = {"dataset": dataset_name, "data_dir": "data"}
+    checkpoint = {"args": made, "classes": ["chat gâté", "dog"], "made_with": {}}
+    args = SimpleNamespace(ckpt="best.pt", dataset=None, data_dir=str(image_folder))
+    assert evaluate.test_images(args, checkpoint)[0] == "folder"
+
+
+def test_nothing_is_downloaded_among_pictures(monkeypatch):
+    """CIFAR-10's own files are looked for where they usually are."""
+    made = {"dataset": "folder", "data_dir": "CIFAR-10-images"}
+    checkpoint = {"args": made, "classes": ["a"], "made_with": {}}
+    asked = []
+
+    def load(dataset, data_dir, train):
+        asked.append((dataset, data_dir))
+        return torch.zeros(1, 32, 32, 3), torch.zeros(1), ["a"]
+
+    monkeypatch.setattr(evaluate, "load", load)
+    args = SimpleNamespace(ckpt="best.pt", dataset="cifar10", data_dir=None)
+    evaluate.test_images(args, checkpoint)
+    assert asked == [("cifar10", "data")]
+
+
 def test_compare(trained, call, fails, tmp_path):
     status, output, _ = call(compare.main, "results/a", "results/b")
     assert status == 0
@@ -437,6 +461,64 @@ def test_compare(trained, call, fails, tmp_path):
     assert f"Left out, no training there: {Path('results/empty')}\n" in output
     (tmp_path / "results" / "empty" / "run.json").write_text("{}")
     assert "does not hold a whole training" in fails(compare.main, "results/empty")
+
+
+def test_a_class_that_was_edited_is_another_network(call, monkeypatch):
+    """Under the same name: its figures are those of when it was trained."""
+    options = [*QUICK, "--arch", "own", "--epochs", 1]
+    assert call(train.main, *options, "--name", "a")[0] == 0
+
+    class Wider(OwnNet):
+        def __init__(self, classes):
+            super().__init__(classes)
+            self.hidden = nn.Linear(32, 48)
+            self.fc = nn.Linear(48, classes)
+
+    monkeypatch.setitem(ARCHS, "own", Wider)
+    assert call(train.main, *options, "--name", "b", "--seed", 1)[0] == 0
+    _, output, _ = call(compare.main, "results/a", "results/b")
+    _, first, second = output.splitlines()[:3]
+    for row, net in ((first, OwnNet()), (second, Wider(10))):
+        parameters = sum(weight.numel() for weight in net.parameters())
+        assert row.split()[1] == f"{parameters:,}"
+        assert "code " in row
+    assert "mean" not in output
+
+
+def test_an_edited_network_is_told_beside_other_options():
+    one = {"epochs": 1, "network": "a", "code": "a", "arch": "default"}
+    other = {"epochs": 2, "network": "b", "code": "b"}
+    assert compare.differing([one, one | other]) == ["epochs", "network"]
+    other["arch"] = "plain"
+    assert compare.differing([one, one | other]) == ["arch", "epochs"]
+
+
+def test_weights_that_a_training_started_from_are_compared():
+    made = {"net": {}, "made_with": {"init_sha256": 64 * "a", "teachers": [64 * "b"]}}
+    other = {"net": {}, "made_with": {"init_sha256": 64 * "c", "teachers": [64 * "b"]}}
+    options = [compare.unsaid(made), compare.unsaid(other)]
+    assert compare.differing(options) == ["weights of init"]
+    other["made_with"] = made["made_with"] | {"teachers": [64 * "b", 64 * "d"]}
+    options = [compare.unsaid(made), compare.unsaid(other)]
+    assert compare.differing(options) == ["weights of teachers"]
+
+
+def test_held_out_images_and_missing_epochs_are_said(trained, call, tmp_path):
+    for seed in (1, 2):
+        folder = tmp_path / "results" / f"seed-{seed}"
+        shutil.copytree("results/a", folder)
+        described = json.loads((folder / "run.json").read_text())
+        described["args"]["seed"] = seed
+        described["chosen_on"] = "val"
+        (folder / "run.json").write_text(json.dumps(described))
+        table = (folder / "history.csv").read_text().replace("test_", "val_")
+        lines = table.splitlines()[: 1 + seed]
+        (folder / "history.csv").write_text("\n".join(lines))
+    _, output, _ = call(compare.main, "results/seed-1", "results/seed-2")
+    assert "note      of seed-1, seed-2 they are held-out images\n" in output
+    assert "last: mean" in output
+    assert "note      seed-1: not all of the epochs are trained\n" in output
+    assert "note" not in call(compare.main, "results/a")[1]
 
 
 def test_trainings_of_the_same_name_are_told_apart(trained, call, monkeypatch):

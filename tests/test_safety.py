@@ -805,14 +805,15 @@ def test_resume_with_one_more_figure(stopped, monkeypatch):
         curves.load()
 
 
+# An average would hardly have learned yet, and answer much the same to anything.
+OWN = [*DIGITS, "--arch", "own", "--epochs", "2", "-j", "0", "--ema", "0"]
+
+
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
     """A folder with best.pt and last.pt of a class, of the first of two epochs."""
     folder = tmp_path_factory.mktemp("own")
-    options = [*DIGITS, "--arch", "own", "--epochs", "2", "-j", "0"]
-    # An average would hardly have learned yet, and answer much the same to anything.
-    options += ["--ema", "0"]
-    assert train_here(folder, *options, stop_in=2) == 130
+    assert train_here(folder, *OWN, stop_in=2) == 130
     return folder
 
 
@@ -853,7 +854,9 @@ def test_checkpoint_of_a_class_that_has_changed(own, fails, monkeypatch, name):
     assert message in fails(train.main, *init, "-j", 0)
 
 
-def test_code_that_gives_other_scores_is_noticed(own, stopped, call, monkeypatch):
+def test_code_that_gives_other_scores_is_noticed(
+    own, stopped, call, monkeypatch, capsys
+):
     """An edit that leaves all weights as they are: of a class, and of what rows become."""
 
     class Smoother(OwnNet):
@@ -866,6 +869,9 @@ def test_code_that_gives_other_scores_is_noticed(own, stopped, call, monkeypatch
         assert note not in call(evaluate.main, "--ckpt", checkpoint)[1]
     monkeypatch.setitem(ARCHS, "own", Smoother)
     assert note in call(evaluate.main, "--ckpt", own / "best.pt")[1]
+    folder = shutil.copytree(own, stopped.parent / "own")
+    assert train_here(folder, *OWN, "--continue") == 0
+    assert note in capsys.readouterr().out
     monkeypatch.setattr(layers.nn, "ReLU", lambda inplace: nn.GELU())
     assert note in call(evaluate.main, "--ckpt", stopped / "best.pt")[1]
     assert note in call(train.main, "--resume", stopped / "last.pt", "-j", 0)[1]

@@ -579,6 +579,38 @@ def test_one_more_figure_an_epoch_is_everywhere(call, monkeypatch):
         assert float(row["test_top3"]) >= float(row["test_accuracy"])
 
 
+def test_metrics_may_be_tensors_or_of_numpy(call, monkeypatch):
+    """As students write them, without .item(): all files hold plain numbers."""
+    measure = evaluate.measure
+
+    def careless(scores, labels):
+        found = measure(scores, labels)
+        found["accuracy"] = np.float64(found["accuracy"])
+        return found | {"half": torch.tensor(0.5)}
+
+    monkeypatch.setattr(train, "measure", careless)
+    monkeypatch.setattr(evaluate, "measure", careless)
+    assert call(train.main, *QUICK)[0] == 0
+    assert call(train.main, "--resume", "last.pt", "-j", 0)[0] == 0
+    assert call(compare.main, "results")[0] == 0
+    assert call(evaluate.main, "--json", "found.json")[0] == 0
+    assert json.loads(Path("found.json").read_text())["half"] == 0.5
+
+
+def test_a_class_for_some_classes_alone_starts_no_others(
+    call, fails, monkeypatch, image_folder
+):
+    class Fixed(OwnNet):
+        def __init__(self):
+            super().__init__(10)
+
+    monkeypatch.setitem(ARCHS, "fixed", Fixed)
+    assert call(train.main, *DIGITS, "--epochs", 1, "--arch", "fixed")[0] == 0
+    options = ["--data-dir", image_folder, "-b", 16, "--init", "best.pt"]
+    errors = fails(train.main, *options, "--name", "own")
+    assert "for 2 classes: its scores of 2 images" in errors
+
+
 def test_start_from_trained_weights(trained, call, image_folder, fails):
     """On other classes all weights but the last layer's are those of the checkpoint, and
     with --freeze they stay so, running statistics included."""
