@@ -1,7 +1,12 @@
-# Needs Python 3.11 or newer; everything else is installed into .venv, once.
+# Needs Python 3.11 to 3.14; everything else is installed into .venv, once.
 PYTHON ?= $(if $(filter Windows_NT,$(OS)),python,python3)
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 ARGS ?=
+# The recipes are for a Unix shell. Where make finds none on Windows, SHELL is sh.exe all the same.
+ifeq ($(OS)$(SHELL),Windows_NTsh.exe)
+$(error make needs a Unix shell: run it in Git Bash, or do without it: \
+	'pip install -r requirements.txt', then 'python train.py')
+endif
 
 .PHONY: help train quick record evaluate variants demo bench check test test-all lint clean
 
@@ -80,10 +85,11 @@ lint: .venv/ready
 
 # Made last, so that an installation that was interrupted starts again.
 .venv/ready: requirements.txt
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
-	'this Python is too old: make PYTHON=python3.12 names another one')"
-	@# One of an older Python, or without one, would be kept as it is.
-	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || rm -rf .venv
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and \
+	'the packages are for Python 3.11 to 3.14: make PYTHON=python3.13 names another one')"
+	@# One of another Python, or without one, would be kept as it is.
+	@$(BIN)/python -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))" \
+	2>/dev/null || rm -rf .venv
 	$(PYTHON) -m venv .venv || (echo "python -m venv failed: on Debian, Ubuntu and Colab \
 	'apt-get install python3-venv' first, or 'pip install -r requirements.txt' and \
 	'python train.py' without make" >&2; exit 1)

@@ -333,6 +333,11 @@ def from_torchvision(source, data_dir, train, remedy):
         return source(data_dir, train, download=True)
     except Exception as error:  # noqa: BLE001 - of many types, by what is broken
         reason = " ".join(str(error).split()) or type(error).__name__
+        if sys.platform == "darwin" and "CERTIFICATE_VERIFY_FAILED" in reason:
+            remedy = (
+                "run 'Install Certificates.command' in the folder of Python in Applications, "
+                f"or {remedy}"
+            )
         # Those of the network are an OSError as well, and name no file of the disk.
         is_of_disk = isinstance(error, OSError) and not isinstance(error, URLError)
         if is_of_disk and (error.filename or error.errno == errno.ENOSPC):

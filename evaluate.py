@@ -500,9 +500,10 @@ def export(net, classes, path):
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - which the exporter needs
-    except ImportError:
+    except ImportError as error:
         raise UserError(
-            "--export needs more packages: python -m pip install onnx onnxscript onnxruntime"
+            "--export needs more packages: python -m pip install onnx onnxscript onnxruntime "
+            f"({error})"
         )
     net = nn.Sequential(net.cpu(), nn.Softmax(1)).eval()
     any_number = ({0: torch.export.Dim("images")},)

@@ -136,7 +136,9 @@ def keep_freed_memory(device):
     page in every step, which took up to a fifth of a step's time. The numbers are those of
     M_MMAP_MAX and M_TRIM_THRESHOLD in glibc's malloc.h; see `man mallopt`.
     """
-    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+    # Elsewhere it would read Python's own file, which that of the Microsoft Store forbids.
+    is_linux = sys.platform == "linux"
+    if device.type != "cpu" or not is_linux or platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
     libc.mallopt(-4, 0)  # large blocks come from the heap, too

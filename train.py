@@ -18,6 +18,7 @@ import random
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -336,8 +337,8 @@ def complete(args):
     if args.name is not None:
         if args.name in ("", "..") or Path(args.name).name != args.name:
             raise UserError(f"--name '{args.name}' is no name of a folder")
-        args.out = os.path.join("results", args.name)
-        args.ckpt = os.path.join(args.out, "best.pt")
+        args.out = f"results/{args.name}"  # on Windows too: last.pt may go on elsewhere
+        args.ckpt = f"{args.out}/best.pt"
     if args.dry_run:
         args.epochs = 1
     for name, value in DEFAULTS[args.optimizer].items():
@@ -368,6 +369,11 @@ def main(argv=None):
             status = train(args, resumed, images, files, device, world)
     except RuntimeError as error:
         anew = "train anew: " if resumed else ""  # to resume takes no other options
+        if "shared memory" in f"{error} {error.__cause__}":
+            raise OwnError(
+                "the processes of --workers have too little shared memory: give --workers 0, "
+                "or docker run --shm-size=1g"
+            )
         if is_out_of_memory(error):
             raise OwnError(
                 f"{device} has too little memory: {anew}try a smaller --batch-size "
@@ -681,9 +687,14 @@ def command_to_go_on(last, args):
     for name in ("device", "augment"):  # which decide bits, and no checkpoint keeps
         if getattr(args, name) != "auto":
             options += [option_of(name), getattr(args, name)]
-    if "MAKELEVEL" in os.environ and re.fullmatch(r"[\w ./-]+", str(last)):
+    if "MAKELEVEL" in os.environ and re.fullmatch(r"[\w ./:-]+", last.as_posix()):
+        options[1] = (
+            last.as_posix()
+        )  # a backslash would mean something else to its shell
         return f'make train ARGS="{shlex.join(options)}"'
-    command = ["python", "train.py", *options]
+    # As it was started, maybe from another folder; the tools end in train.py, too.
+    script = sys.argv[0] if Path(sys.argv[0]).name == "train.py" else "train.py"
+    command = ["python", script, *options]
     return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
 
 
@@ -790,7 +801,7 @@ def train_seeds(args, device, world):
     for seed in range(args.seed, args.seed + args.seeds):
         folder = out / f"seed-{seed}"
         changes = {"seed": seed, "seeds": 1, "name": None}
-        changes |= {"out": str(folder), "ckpt": str(folder / "best.pt")}
+        changes |= {"out": folder.as_posix(), "ckpt": (folder / "best.pt").as_posix()}
         trainings.append(argparse.Namespace(**vars(args) | changes))
     own, status, trouble = [], 0, None
     try:

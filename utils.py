@@ -42,7 +42,8 @@ def run(main):
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     # The name of a file may hold what the terminal's encoding lacks: print it escaped. And
     # what is written into a file can be read there line by line, while it goes on.
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    if hasattr(sys.stdout, "reconfigure"):  # that of a notebook, or of IDLE, has none
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         status = main()
         sys.stdout.flush()
@@ -221,7 +222,12 @@ def check_writable(*paths):
     for path in map(Path, paths):
         if path.is_dir():
             raise UserError(f"cannot write {path}: it is a folder")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        parents = path.absolute().parents
+        folder = next((parent for parent in parents if parent.exists()), None)
+        if folder is None:  # a drive of Windows
+            raise UserError(
+                f"cannot write {path}: there is no {path.absolute().anchor}"
+            )
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass

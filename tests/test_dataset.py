@@ -18,7 +18,7 @@ import zlib
 from collections import Counter
 from hashlib import md5, sha256
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 
 import albumentations as A
 import cv2
@@ -1544,6 +1544,17 @@ def test_cifar10_without_network(monkeypatch, fails):
     )
     for words in (remedy, "--dataset folder", "make demo"):
         assert words in errors
+
+
+def test_a_mac_without_certificates_is_told_what_to_run(monkeypatch):
+    def source(*_, **__):
+        raise URLError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(
+        UserError, match="run 'Install Certificates.command' .*, or put"
+    ):
+        dataset.from_torchvision(source, "data", True, "put it there")
 
 
 def test_make_train_without_network_shows_the_demonstration(monkeypatch, call):

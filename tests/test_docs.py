@@ -139,6 +139,37 @@ def test_recipes_whose_trainings_need_each_other_take_no_names(target):
         assert ("leave out" in made.stderr) == bool(status)
 
 
+@pytest.mark.parametrize(
+    ("version", "fits"),
+    [((3, 10, 9), False), ((3, 11, 0), True), ((3, 14, 2), True), ((3, 15, 0), False)],
+)
+def test_make_takes_the_pythons_that_the_packages_are_for(monkeypatch, version, fits):
+    checks = re.findall(r'python -c "(.+?)"', MAKEFILE.replace("\\\n\t", ""))
+    checks += re.findall(r'\(PYTHON\) -c "(.+?)"', MAKEFILE.replace("\\\n\t", ""))
+    checks = [check for check in checks if "version_info" in check]
+    assert len(checks) == 2
+    monkeypatch.setattr(sys, "version_info", version)
+    for check in checks:
+        with pytest.raises(SystemExit) as end:
+            exec(check)  # noqa: S102 - of the Makefile
+        assert (not end.value.code) == fits
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_make_without_a_unix_shell_says_so():
+    environment = {k: v for k, v in os.environ.items() if "MAKE" not in k}
+    made = subprocess.run(
+        ["make", "-n", "OS=Windows_NT", "SHELL=sh.exe", "train"],
+        check=False,
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 2
+    assert "Git Bash" in made.stderr
+
+
 def test_commands_are_those_of_the_scripts(text, options_of):
     for words in commands_of(text):
         command = f"{name_of(text)}: {' '.join(words)}"

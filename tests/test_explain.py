@@ -735,7 +735,7 @@ def test_export_names_the_packages_that_lack(trained, fails, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
     errors = fails(evaluate.main, *options)
-    assert "python -m pip install onnx onnxscript onnxruntime" in errors
+    assert "python -m pip install onnx onnxscript onnxruntime (import of " in errors
 
 
 def test_an_export_that_does_not_run_ends_in_a_line(trained, fails, monkeypatch):

@@ -55,7 +55,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that frees")
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.libc_ver()[0] != "glibc",
+    reason="it is glibc that frees",
+)
 def test_freed_memory_is_kept():
     """The system counts the pages that it had to map anew: page faults."""
     faults = {}
@@ -64,6 +67,13 @@ def test_freed_memory_is_kept():
         faults[choice] = int(subprocess.check_output(command, cwd=ROOT, text=True))
     assert faults["keep"] < 1000  # of ten times some 9,766 pages, of 4 KiB each
     assert faults["free"] > faults["keep"] + 100  # pages may be larger, and fewer
+
+
+def test_the_c_library_is_asked_for_on_linux_alone(monkeypatch):
+    """On Windows that reads Python's file, which an app of the Microsoft Store forbids."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(machine.platform, "libc_ver", pytest.fail)
+    machine.keep_freed_memory(CPU)
 
 
 def test_only_a_training_on_the_cpu_keeps_memory(monkeypatch):
@@ -503,6 +513,17 @@ def test_too_little_memory(fails, monkeypatch, error, rank):
     errors = fails(train.main, *DIGITS, "--dry-run", "-b", 96)
     assert "--batch-size" in errors
     assert "than 96" in errors
+
+
+def test_too_little_shared_memory(fails, monkeypatch):
+    """As in a container of Docker, whose loader's processes are then killed."""
+
+    def step(*_):
+        cause = RuntimeError("Bus error. Your workers are out of shared memory.")
+        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly") from cause
+
+    monkeypatch.setattr(Training, "step", step)
+    assert "give --workers 0" in fails(train.main, *DIGITS, "--dry-run")
 
 
 def test_an_operation_without_a_deterministic_form_ends_in_a_line(fails, monkeypatch):

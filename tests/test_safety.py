@@ -4,8 +4,10 @@ import argparse
 import contextlib
 import csv
 import errno
+import io
 import json
 import math
+import ntpath
 import os
 import pickle
 import random
@@ -17,7 +19,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -579,6 +582,52 @@ def test_a_table_that_cannot_be_replaced_ends_no_training(
     assert capsys.readouterr().out.count("warning   cannot write") == 1
     with open(tmp_path / "results" / "history.csv") as file:
         assert len(list(csv.DictReader(file))) == 3
+
+
+@pytest.mark.parametrize(
+    ("level", "command"),
+    [
+        ("1", 'make train ARGS="--resume results/quick/last.pt"'),
+        (None, "python 'my cifar/train.py' --resume 'results\\quick\\last.pt'"),
+    ],
+)
+def test_how_to_go_on_is_a_command_that_works(monkeypatch, level, command):
+    """From another folder, and by a make of Windows, which is a Unix shell's."""
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    if level:
+        monkeypatch.setenv("MAKELEVEL", level)
+    monkeypatch.setattr(sys, "argv", ["my cifar/train.py"])
+    monkeypatch.setattr(train, "os", SimpleNamespace(environ=os.environ, name="posix"))
+    args = SimpleNamespace(device="auto", augment="auto")
+    last = PureWindowsPath("results", "quick", "last.pt")
+    assert train.command_to_go_on(last, args) == command
+
+
+def test_places_are_kept_as_all_systems_write_them(monkeypatch):
+    windows = SimpleNamespace(path=ntpath, environ=os.environ, name="nt")
+    monkeypatch.setattr(train, "os", windows)
+    args, _ = train.parse_arguments(["--name", "a", "--dataset", "digits"])
+    assert (args.out, args.ckpt) == ("results/a", "results/a/best.pt")
+
+
+def test_a_drive_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda *_, **__: False)
+    with pytest.raises(UserError, match="cannot write .*: there is no "):
+        utils.check_writable("runs/best.pt")
+
+
+def test_scripts_run_where_the_output_is_no_file(monkeypatch):
+    """As in a notebook, by %run, and in IDLE."""
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", output)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as end:
+            utils.run(lambda: print("done"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not end.value.code
+    assert output.getvalue() == "done\n"
 
 
 def test_how_to_go_on_names_the_device(tmp_path, capsys):

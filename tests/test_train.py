@@ -742,7 +742,7 @@ def test_cost_is_drawn_while_its_class_is_there(call, fails, monkeypatch):
     assert published.endswith("original files: 91.91 % after 60 epochs")
     monkeypatch.delitem(ARCHS, "own")
     errors = fails(plot_cost.main, "results/own", "--out", "cost.png")
-    assert "the class 'own' of results/own is not in ARCHS" in errors
+    assert f"the class 'own' of {Path('results/own')} is not in ARCHS" in errors
 
 
 def test_cost_is_of_test_images(trained, fails, tmp_path):
