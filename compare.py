@@ -231,7 +231,10 @@ def main(argv=None):
         print(f"note      of {', '.join(held_out)} they are held-out images")
     if differ == ["seed"]:
         print()
-        print_spread(runs)
+        by_seed = {one.options["seed"]: one for one in reversed(runs)}
+        if len(by_seed) < len(runs):
+            print("note      of a seed that is there twice the first counts alone")
+        print_spread(by_seed.values())
         if short := [
             one.name for one in runs if len(one.history) < one.options["epochs"]
         ]:

@@ -314,7 +314,7 @@ def find_lr(training, loader):
         if not smooth[-1] < 2 * min(smooth):
             break
     finite = [value for value in smooth if math.isfinite(value)]
-    if len(finite) < 10:
+    if len(finite) < 10 or min(finite) == smooth[0]:
         raise UserError("the loss grew from the start: lower --lr")
     factor = factors[smooth.index(min(finite))] / 10
     return factor, factors, losses, smooth

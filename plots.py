@@ -50,7 +50,7 @@ def plot_curves(history, title, targets, goal, path):
     """Each metric by epoch, of training and of the images that choose the best epoch.
 
     `history` is a `checkpoint.History`; `targets` says what the training loss has in place of
-    the plain labels, "" for nothing else; `goal` is the accuracy to reach, 0 to 1.
+    the plain labels, or besides, "" for nothing else; `goal` is the accuracy to reach, 0 to 1.
     """
     split, rows, best = history.split, history.rows, history.best
     names = []

@@ -767,7 +767,9 @@ def report(history, files, title, args):
     if args.dataset == "folder":
         shown = Path(args.data_dir).absolute().name
     title = f"{title}: {shown}, {args.optimizer}, seed {args.seed}"
-    targets = []  # what the training loss has in place of the plain labels
+    targets = []  # what the training loss has in place of the plain labels, or besides
+    if args.l1:
+        targets.append(f"L1 {args.l1:g}")
     if args.label_smoothing:
         targets.append(f"label smoothing {args.label_smoothing:g}")
     if args.teacher:

@@ -39,6 +39,7 @@ from machine import pick_precision
 from model import ARCHS, build
 from receptive_field import trace
 from rules import GOAL
+from utils import UserError
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -910,6 +911,23 @@ def test_range_test_is_its_definition(monkeypatch):
     assert len(losses) < engine.STEPS
 
 
+def test_no_rate_is_suggested_where_the_loss_only_grew(monkeypatch):
+    """By so little that it never doubles."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    losses = iter(torch.linspace(2, 3, engine.STEPS))
+    training = SimpleNamespace(
+        args=SimpleNamespace(small=0, epochs=1),
+        device=torch.device("cpu"),
+        optimizers=[optimizer],
+        start_epoch=lambda: None,
+        step=lambda *_: (next(losses), None),
+    )
+    loader = [(torch.zeros(1), torch.zeros(1))]
+    monkeypatch.setattr(engine, "endless", lambda _: loader * engine.STEPS)
+    with pytest.raises(UserError, match="the loss grew from the start"):
+        engine.find_lr(training, loader)
+
+
 @pytest.mark.parametrize(("small", "side"), [(0.4, 24), (0, 32)])
 def test_find_lr_is_on_the_images_that_begin(call, monkeypatch, small, side):
     monkeypatch.setattr(engine, "STEPS", 10)
@@ -999,6 +1017,27 @@ def test_the_spread_of_seeds_by_hand(capsys):
         "best: mean 92.00%, standard deviation 2.83%, min 90.00%, max 94.00%",
         "last: mean 84.00%, standard deviation 5.66%, min 80.00%, max 88.00%",
     ]
+
+
+def test_a_seed_counts_once(trained, call, tmp_path):
+    """As in results/earlier-1, or where a training is there as one of several seeds, too."""
+    last = []
+    for name, seed, epochs in (("a", 0, 2), ("again", 0, 2), ("other", 1, 1)):
+        folder = tmp_path / "results" / name
+        if name != "a":
+            shutil.copytree("results/a", folder)
+        described = json.loads((folder / "run.json").read_text())
+        described["args"]["seed"] = seed
+        (folder / "run.json").write_text(json.dumps(described))
+        lines = (folder / "history.csv").read_text().splitlines()[: 1 + epochs]
+        (folder / "history.csv").write_text("\n".join(lines))
+        last.append(float(lines[-1].split(",")[-1]))
+    folders = [f"results/{name}" for name in ("a", "again", "other")]
+    _, output, _ = call(compare.main, *folders)
+    deviation = abs(last[0] - last[2]) / 2**0.5
+    assert "note      of a seed that is there twice" in output
+    assert f"last: mean {np.mean(last[1:]):.2%}" in output
+    assert f"deviation {deviation:.2%}" in output.partition("last: mean")[2]
 
 
 def test_what_cannot_be_written_is_said_before_the_evaluation(trained, fails):

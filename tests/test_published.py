@@ -121,7 +121,7 @@ def test_figures_in_prose_are_those_of_the_default():
     readme, text = text_of("README.md"), text_of("docs/how-it-works.md")
     total = count_parameters(free)
     message = TABLE.format("default") + "the documents' figures are of another one"
-    assert f"(if they were: {total:,})" in readme, message
+    assert f"no parameters (or {total:,})" in readme, message
     assert f"(saving {total - count_parameters(net):,})" in readme, message
     assert f"the default table then has {total:,} parameters" in text, message
     whole = sum(node.macs for node in trace(net)) / 1e6

@@ -650,11 +650,11 @@ def test_a_teacher_has_the_classes_of_the_images(
     teacher = ["--teacher", trained[0] / "best.pt"]
     data = ["--dataset", "folder", "--data-dir", image_folder, "-b", 16, "-j", 0]
     assert "are not those of the images" in fails(train.main, *data, *teacher)
-    status, output, errors = call(train.main, *QUICK, *teacher)
+    status, output, errors = call(train.main, *QUICK, *teacher, "--l1", 1e-5)
     assert status == 0, errors
     assert f"teacher   {teacher[1]}" in output
     ((_, _, targets, _, _),) = drawn
-    assert targets == "label smoothing 0.1, soft labels"
+    assert targets == "L1 1e-05, label smoothing 0.1, soft labels"
 
 
 def test_batch_norm_of_a_single_number_ends_in_a_line(fails, monkeypatch):
