@@ -437,7 +437,9 @@ class Files:
         weights = training.ema.net.state_dict()
         # Copies, on the CPU, that further training leaves alone.
         weights = {name: weight.cpu().clone() for name, weight in weights.items()}
-        answers = try_out(training.ema.net)[0].float().cpu()
+        # On the CPU, as `restore` compares them there: newer GPUs round what convolutions
+        # read to ten bits (TF32), which would be taken for other code.
+        answers, _ = try_out(copy.deepcopy(training.ema.net).cpu())
         result = result_of(row, history.split, weights, answers)
         if history.best is row:
             self.best_weights, self.best_answers = weights, answers

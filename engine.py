@@ -260,10 +260,10 @@ def train_one_epoch(training, loader, epoch):
     is_pinned = loader.pin_memory  # else the copy has to be waited for
     is_small = epoch <= small_epochs(training.args)
     for number, (images, labels) in enumerate(batches, 1):
-        if is_small:
-            images = shrink(images)
         images = images.to(device, non_blocking=is_pinned)
         labels = labels.to(device, non_blocking=is_pinned)
+        if is_small:  # there: what it would make of a pinned batch is not pinned
+            images = shrink(images)
         rates.append(training.lr)
         loss, right_here = training.step(images, labels)
         losses.append(loss)

@@ -230,12 +230,12 @@ def orthogonal(kernels, sizes=None):
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if is_tall else matrices
     a, b, c = 3.4445, -4.7750, 2.0315
-    gram = x @ x.mT
-    product = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
-    for _ in range(5):
+    gram, product = torch.bmm(x, x.mT), None
+    for left in reversed(range(5)):
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor @ product
-        gram = factor @ gram @ factor
-    x = product @ x
+        product = factor if product is None else torch.bmm(factor, product)
+        if left:
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+    x = torch.bmm(product, x)
     return (x.mT if is_tall else x).reshape(kernels.shape)

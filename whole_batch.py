@@ -210,9 +210,10 @@ def draw_for_device(transform, places, count, side):
     return torch.from_numpy(sources[:, :2]).float(), torch.from_numpy(holes)
 
 
-def augment_on_device(transform, images, sources, holes):
+def augment_on_device(images, sources, holes, fill):
     """Augmented images, uint8 (N, 3, side, side), of such images, where these lie.
 
+    `sources` and `holes` are those of `draw_for_device`, `fill` (3, 1, 1) is the holes' colour.
     Of 100,000 values about four are a grey level from those of `augment_batch`.
     """
     grid = F.affine_grid(sources, images.shape, align_corners=True)
@@ -226,8 +227,7 @@ def augment_on_device(transform, images, sources, holes):
         columns = (place >= left) & (place < right)
         rows = (place >= top) & (place < bottom)
         is_hole = (rows[..., :, None] & columns[..., None, :]).any(1, keepdim=True)
-        fill = torch.tensor(transform.transforms[-1].fill, device=images.device)
-        moved = torch.where(is_hole, fill.float().reshape(-1, 1, 1), moved)
+        moved = torch.where(is_hole, fill, moved)
     return moved.to(torch.uint8, memory_format=torch.channels_last)  # as a loader's
 
 
@@ -250,7 +250,14 @@ class OnDevice(Loader):
 
     def __init__(self, data, device, **settings):
         super().__init__(Draws(data), **settings)
-        self.transform, self.device = data.transform, device
+        self.device = device
+        # Copied once: for each batch it would have to wait for the device.
+        fill = getattr(
+            data.transform.transforms[-1], "fill", 0
+        )  # the last may be no hole
+        self.fill = torch.tensor(fill, dtype=torch.float32, device=device).view(
+            -1, 1, 1
+        )
         self.images = data.images.permute(0, 3, 1, 2).contiguous().to(device)
 
     def __iter__(self):
@@ -258,7 +265,7 @@ class OnDevice(Loader):
             chosen, *drawn = (
                 one.to(self.device, non_blocking=self.pin_memory) for one in drawn
             )
-            yield augment_on_device(self.transform, self.images[chosen], *drawn), labels
+            yield augment_on_device(self.images[chosen], *drawn, self.fill), labels
 
 
 def augments_on_device(choice, data, device):

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from test_optim import IMAGES, LABELS, start
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import engine
 import machine
 import train
 from checkpoint import load_checkpoint
@@ -27,6 +29,7 @@ from machine import ALONE
 from model import ARCHS, Net, build
 from receptive_field import trace
 from utils import UserError
+from whole_batch import augment_on_device
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 DIGITS = ["--dataset", "digits", "--arch", "small", "-j", "0", "--epochs", "1"]
@@ -683,6 +686,41 @@ def test_a_step_waits_for_nothing(optimizer):
         own.step(IMAGES, LABELS)
     assert len(calls.names) > 100
     assert not WAITS & set(calls.names)
+
+
+def test_pixels_made_on_a_device_wait_for_nothing():
+    """A number of Python's that is made a tensor there is copied, and waited for."""
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    sources = torch.eye(3)[:2].expand(4, 2, 3).contiguous()
+    holes = torch.tensor([[4, 4, 20, 20]]).expand(4, 1, 4)
+    fill = torch.full((3, 1, 1), 7.0)
+    with Calls() as calls:
+        result = augment_on_device(images, sources, holes, fill)
+    assert (result[:, :, 4:20, 4:20] == 7).all()
+    assert not (WAITS | {"aten::lift_fresh"}) & set(calls.names)
+    with Calls() as calls:
+        torch.tensor(7.0)
+    assert "aten::lift_fresh" in calls.names
+
+
+def test_small_images_are_made_where_the_batch_is(monkeypatch):
+    """Of a pinned batch the CPU would make one that is not."""
+    own, devices = start("--small", 1), []
+    own.device = torch.device("meta")
+    monkeypatch.setattr(
+        engine, "shrink", lambda images: devices.append(images.device.type) or images
+    )
+    own.step = lambda images, labels: (torch.zeros(1), torch.zeros(1))
+    loader = FewBatches([(IMAGES, LABELS)] * 2)
+    engine.train_one_epoch(own, loader, 1)
+    assert devices == ["meta", "meta"]
+
+
+class FewBatches(list):
+    """What `train_one_epoch` needs of a loader."""
+
+    pin_memory = False
+    sampler = SimpleNamespace()
 
 
 def test_what_waits_is_noticed():

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from nets import OwnNet
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
 
 import engine
 import optim
@@ -519,3 +520,23 @@ def test_each_optimizer_has_its_own_rate():
         assert args.weight_decay == defaults["weight_decay"]
         args, _ = parse_arguments(["--optimizer", optimizer, "--lr", "0.5"])
         assert args.lr == 0.5
+
+
+def test_no_product_is_made_that_nothing_reads():
+    """Two of each of the five steps, the first one's and the last one's but for one, and two."""
+    with TorchCalls() as calls:
+        optim.orthogonal(torch.randn(2, 4, 6))
+    assert calls.names.count("bmm") == 1 + 4 + 4 * 2 + 1
+    assert not {"matmul", "__matmul__", "eye"} & set(calls.names)
+
+
+class TorchCalls(TorchFunctionMode):
+    """Notes the name of every function of PyTorch that is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.names.append(getattr(function, "__name__", ""))
+        return function(*args, **(kwargs or {}))

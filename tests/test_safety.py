@@ -43,7 +43,7 @@ from checkpoint import FORMAT, load_checkpoint, restore, save_checkpoint
 from dataset import load
 from folders import read_image
 from machine import pick_precision
-from model import ARCHS
+from model import ARCHS, Net
 from utils import UserError
 
 KILLS = int(os.environ.get("KILLS", "5"))
@@ -628,6 +628,18 @@ def test_scripts_run_where_the_output_is_no_file(monkeypatch):
         signal.signal(signal.SIGTERM, before)
     assert not end.value.code
     assert output.getvalue() == "done\n"
+
+
+def test_answers_are_those_of_the_cpu(tmp_path, monkeypatch):
+    """With which they are compared: newer GPUs round what convolutions read (TF32)."""
+    on_cpu, tried = [], []
+    cpu, try_out = Net.cpu, checkpoint.try_out
+    monkeypatch.setattr(Net, "cpu", lambda net: on_cpu.append(net) or cpu(net))
+    monkeypatch.setattr(
+        checkpoint, "try_out", lambda net: tried.append(net) or try_out(net)
+    )
+    assert train_here(tmp_path, *SMALL, "--epochs", "1", "-j", "0") == 0
+    assert tried[0] in on_cpu
 
 
 def test_how_to_go_on_names_the_device(tmp_path, capsys):
