@@ -36,6 +36,8 @@ OF_NETWORKS = {
     "arch", "downsample", "norm", "activation", "dropout", "kernels", "images", "init"
 }  # fmt: skip
 FIGURES = ("parameters", "receptive field", "mult-adds")  # of a network
+# What the training loss may have besides plain labels, by the options.
+BESIDES = {"l1": "L1", "label_smoothing": "smoothed labels", "teacher": "teachers"}
 # Curves that coincide can still be told apart.
 DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "x", "P")
@@ -70,7 +72,7 @@ def read_run(folder):
         row = {
             **{name: figures[name] for name in FIGURES},
             "epochs": f"{len(history)}/{options['epochs']}",
-            f"at {GOAL:.0%}": f"{reached[0]}" if reached else "-",
+            f"at {100 * GOAL:g}%": f"{reached[0]}" if reached else "-",
             "best": f"{max(accuracies):.2%}",
             "last": f"{accuracies[-1]:.2%}",
             "s/epoch": f"{sum(training['seconds']) / len(history):.1f}",
@@ -162,6 +164,35 @@ def print_spread(runs):
         )
 
 
+def with_seeds(given):
+    """The paths, where one that holds no training but seeds of one stands for these."""
+    found = []
+    for path in given:
+        seeds = [] if (path / "run.json").exists() else sorted(path.glob("seed-*"))
+        found += [seed for seed in seeds if seed not in given] or [path]
+    return found
+
+
+def print_spreads(runs, differ):
+    """As `print_spread`, a row for trainings that differ in their seed alone."""
+    names = [name for name in differ if name != "seed"]
+    groups = {}
+    for one in runs:
+        words = ", ".join(f"{name} {one.options.get(name)}" for name in names)
+        groups.setdefault(words, {}).setdefault(one.options.get("seed"), one)
+    groups = {words: group for words, group in groups.items() if len(group) > 1}
+    if not groups:
+        return
+    print(f"\n{'seeds':>5}{'best: mean':>14}{'sd':>8}{'last: mean':>14}{'sd':>8}")
+    for words, group in groups.items():
+        cells = [f"{len(group):>5}"]
+        for choose in (max, lambda accuracies: accuracies[-1]):
+            values = [choose(one.accuracies) for one in group.values()]
+            mean, deviation = statistics.mean(values), statistics.stdev(values)
+            cells.append(f"{mean:>14.2%}{deviation:>8.2%}")
+        print(f"{''.join(cells)}  {words}")
+
+
 def plot(runs, path):
     """The curves of each training by epoch: each metric in training, and as evaluated."""
     names = [name for training in runs for name in training.history[-1] if "_" in name]
@@ -169,13 +200,20 @@ def plot(runs, path):
     size = (5.5 * len(metrics), 8)
     figure = Figure(figsize=size, layout="constrained")
     rows = figure.subplots(2, len(metrics), squeeze=False)
+    besides = []
+    for name, words in BESIDES.items():
+        if any(training.options.get(name) for training in runs):
+            besides.append(words)
     for metric, column in zip(metrics, rows.T):
         is_loss = metric.endswith("loss")
         for axes, is_training in zip(column, (True, False)):
             for number, training in enumerate(runs):
                 part = "train" if is_training else training.chosen_on
                 draw_curve(axes, training, f"{part}_{metric}", number, is_loss)
-            where = "in training (augmented)" if is_training else "as evaluated"
+            where = "as evaluated"
+            if is_training:
+                added = f", with {' and '.join(besides)}" if is_loss and besides else ""
+                where = f"in training (augmented{added})"
             label = metric if is_loss else f"{metric} (%)"
             axes.set(xlabel="epoch", ylabel=label, title=f"{metric} {where}")
             if any(len(line.get_xdata()) for line in axes.lines):
@@ -212,6 +250,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_writable(args.out)
     given = [path for folder in args.folders for path in matching(folder)]
+    given = with_seeds(given)
     # results/* holds pictures, tables and other folders as well.
     folders = [folder for folder in given if (folder / "run.json").exists()]
     if not folders:
@@ -239,6 +278,8 @@ def main(argv=None):
             one.name for one in runs if len(one.history) < one.options["epochs"]
         ]:
             print(f"note      {', '.join(short)}: not all of the epochs are trained")
+    elif "seed" in differ:
+        print_spreads(runs, differ)
     plot(runs, args.out)
     others = [str(p) for p in given if p not in folders and not p.is_file()]
     if others:

@@ -90,6 +90,12 @@ def list_part(data_dir, part):
     data_dir = Path(data_dir)
     folders = find_parts(data_dir, part)
     if folders:
+        whole = find_part(data_dir, "train")
+        if part == "test" and whole and not holds_classes(folders[0]):
+            raise UserError(
+                f"no folder for each class in {folders[0]}: make them there, or --data-dir "
+                f"{whole} holds a fifth of it out as the test"
+            )
         unread = folders[1:]
         if part == "train":  # and what is of neither part
             known = [*folders, *find_parts(data_dir, "test")]
@@ -140,7 +146,7 @@ def hold_out_files(listing):
 
 
 def find_part(data_dir, part):
-    """The folder of a part, or None: the first with folders in it, as for the classes.
+    """The folder of a part, or None: the first that holds classes, of which it takes two.
 
     (In competitions test/ often holds images without a class, and val/ those with one.)
     """
@@ -151,10 +157,15 @@ def find_parts(data_dir, part):
     """All folders that may be of a part; the first is taken."""
 
     def order(path):
-        return not folders_in(path), PARTS[part].index(path.name.lower()), path
+        return not holds_classes(path), PARTS[part].index(path.name.lower()), path
 
     named = [path for path in data_dir.glob("*") if path.name.lower() in PARTS[part]]
     return sorted(filter(Path.is_dir, named), key=order)
+
+
+def holds_classes(folder):
+    """Whether there are folders in it for two classes or more."""
+    return len(folders_in(folder)) > 1
 
 
 def check_place(data_dir):
@@ -165,8 +176,10 @@ def check_place(data_dir):
         )
     parent = data_dir.absolute().parent
     names = (*PARTS["train"], *PARTS["test"])
-    is_part = data_dir.absolute().name.lower() in names
-    if is_part and find_part(parent, "train") and find_part(parent, "test"):
+    parts = [find_part(parent, part) for part in PARTS]
+    # Where the test part has no classes, a fifth of train/ is held out in its place.
+    are_whole = all(part and holds_classes(part) for part in parts)
+    if data_dir.absolute().name.lower() in names and are_whole:
         raise UserError(f"{data_dir} is a part of the images: --data-dir {parent}")
     below = [path for path in folders_in(data_dir) if find_part(path, "train")]
     if below:

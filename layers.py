@@ -29,9 +29,14 @@ class Row(NamedTuple):
     kind: str  # one of KINDS
 
 
+def groups_of(channels):
+    """How many groups group norm makes: 8, or the most below that part the channels evenly."""
+    return max(groups for groups in range(1, 9) if channels % groups == 0)
+
+
 NORMS = {
     "batch": nn.BatchNorm2d,
-    "group": lambda channels: nn.GroupNorm(math.gcd(8, channels), channels),
+    "group": lambda channels: nn.GroupNorm(groups_of(channels), channels),
     "layer": lambda channels: nn.GroupNorm(1, channels),  # over C, H, W of an image
 }
 # In place where the gradient is made of the output: of an input that it needs PyTorch would

@@ -413,10 +413,23 @@ def check_scores(net, side=SIDE):
             if scores.shape != wanted:
                 raise Unfit(
                     f"its scores of {count} images {when} have the shape "
-                    f"{tuple(scores.shape)}, not {wanted}"
+                    f"{tuple(scores.shape)}, not {wanted}{untold(net.config)}"
                 )
             if not scores.isfinite().all():
                 raise Unfit(f"its scores of random images {when} are not finite")
+
+
+def untold(config):
+    """What to do, if a network of one's own is never told how many classes there are."""
+    if config["rows"] is not None:
+        return ""
+    named = inspect.signature(ARCHS[config["arch"]]).parameters
+    if "classes" in named or "num_classes" in named:
+        return ""
+    return (
+        "; it is not told the number of classes: let its arguments have classes or "
+        "num_classes, or ARCHS have lambda classes: of it"
+    )
 
 
 def is_close(scores, others, tolerance=0.01):

@@ -11,6 +11,7 @@ from layers import mirrored
 DEFAULTS = {
     "muon": {"lr": 0.28, "weight_decay": 5e-4},  # of SGD, for what Muon does not take
     "sgd": {"lr": 0.3, "weight_decay": 5e-4},
+    "adam": {"lr": 0.003, "weight_decay": 0.0},
     "adamw": {"lr": 0.003, "weight_decay": 0.05},
 }
 SCHEDULES = ("onecycle", "cosine", "step", "plateau")
@@ -42,8 +43,9 @@ def make_optimizers(net, head, args):
         {"params": vectors, "weight_decay": 0},  # norms and biases do not decay
     ]
     settings = {"lr": args.lr, "weight_decay": args.weight_decay}
-    if args.optimizer == "adamw":
-        return [torch.optim.AdamW(groups, **settings)]
+    if args.optimizer in ("adam", "adamw"):
+        make = torch.optim.Adam if args.optimizer == "adam" else torch.optim.AdamW
+        return [make(groups, **settings)]
     optimizers = [torch.optim.SGD(groups, momentum=0.9, nesterov=True, **settings)]
     if kernels:
         settings = {"lr": args.muon_lr, "weight_decay": args.muon_decay}

@@ -50,7 +50,8 @@ def plot_curves(history, title, targets, goal, path):
     """Each metric by epoch, of training and of the images that choose the best epoch.
 
     `history` is a `checkpoint.History`; `targets` says what the training loss has in place of
-    the plain labels, or besides, "" for nothing else; `goal` is the accuracy to reach, 0 to 1.
+    the plain labels, or besides, "" for nothing else; `goal` is the accuracy to reach, 0 to 1,
+    or None.
     """
     split, rows, best = history.split, history.rows, history.best
     names = []
@@ -77,8 +78,8 @@ def plot_curves(history, title, targets, goal, path):
             value = scale * best[f"{split}_{name}"]
             label = f"best epoch, {best['epoch']}: {value:.2f}{unit}"
             axes.plot(best["epoch"], value, "k*", markersize=12, label=label)
-        if name == "accuracy":
-            label = f"{100 * goal:.0f} % of the assignment"
+        if name == "accuracy" and goal is not None:
+            label = f"{100 * goal:g} % of the assignment"
             axes.axhline(100 * goal, color="grey", linestyle="--", label=label)
         axes.set(xlabel="epoch", ylabel=name if is_loss else f"{name} (%)")
         axes.set_ylim(*what_matters(axes.get_lines(), is_loss))

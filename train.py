@@ -709,6 +709,9 @@ def print_header(args, title, rules, made_with, optimizers):
     epochs = f"{args.epochs} epochs"
     if small := small_epochs(args):
         epochs += f", the first {small} on {SMALL}x{SMALL} pixels"
+    averaged = "the weights of the last step"
+    if args.ema:
+        averaged = f"weights averaged over {args.ema:.3g} of the steps"
     by_name = {rule.text: rule.value for rule in rules}
     print(
         f"network   {title}: {by_name[PARAMETERS]}, "
@@ -728,6 +731,8 @@ def print_header(args, title, rules, made_with, optimizers):
         f"{args.optimizer}, {args.schedule}, seed {args.seed}\n"
         f"weights   {in_words(optimizers)}\n"
         f"rates     {rates_in_words(args, has_muon=len(optimizers) > 1)}\n"
+        f"loss      {', '.join(['cross-entropy', *targets_of(args)])}\n"
+        f"tested    {averaged}\n"
         f"best      chosen on the {'held-out' if args.val_size else 'test'} images"
     )
     if args.rules == "on":
@@ -742,6 +747,18 @@ def rates_in_words(args, has_muon):
     if args.schedule == "onecycle":
         words += f"; highest after {args.peak * args.epochs:.3g} epochs"
     return words
+
+
+def targets_of(args):
+    """What the training loss has in place of the plain labels, or besides."""
+    targets = []
+    if args.l1:
+        targets.append(f"L1 {args.l1:g}")
+    if args.label_smoothing:
+        targets.append(f"label smoothing {args.label_smoothing:g}")
+    if args.teacher:
+        targets.append("soft labels")
+    return targets
 
 
 def print_epoch(history, epochs, image_count):
@@ -767,14 +784,8 @@ def report(history, files, title, args):
     if args.dataset == "folder":
         shown = Path(args.data_dir).absolute().name
     title = f"{title}: {shown}, {args.optimizer}, seed {args.seed}"
-    targets = []  # what the training loss has in place of the plain labels, or besides
-    if args.l1:
-        targets.append(f"L1 {args.l1:g}")
-    if args.label_smoothing:
-        targets.append(f"label smoothing {args.label_smoothing:g}")
-    if args.teacher:
-        targets.append("soft labels")
-    plot_curves(history, title, ", ".join(targets), GOAL, files.curves)
+    goal = GOAL if args.rules == "on" else None
+    plot_curves(history, title, ", ".join(targets_of(args)), goal, files.curves)
     named = (("best", history.best, files.best), ("last", history.rows[-1], files.last))
     for name, row, path in named:
         accuracy = row[f"{history.split}_accuracy"]

@@ -750,6 +750,26 @@ def test_parts_of_other_names_are_no_classes(image_folder, fails, names):
     assert "are called parts, not classes: rename those that are parts" in errors
 
 
+def test_a_test_part_without_classes_is_not_taken(tmp_path, fails):
+    """As Tiny ImageNet comes, and after the pictures of val/ are put in order."""
+    root = tmp_path / "tiny"
+    for name in ("n1", "n2"):
+        save_images(root / "train" / name / "images", [f"{n}.JPEG" for n in range(10)])
+    for part in ("val", "test"):
+        save_images(root / part / "images", ["0.JPEG", "1.JPEG"])
+    errors = fails(dataset.main, "--dataset", "folder", "--data-dir", root)
+    assert f"{root / 'train'} holds a fifth of it out as the test" in errors
+    assert len(folders.list_part(root / "train", "test").paths) == 4
+    for number, name in enumerate(("n1", "n2")):
+        (root / "val" / name).mkdir()
+        path = root / "val" / "images" / f"{number}.JPEG"
+        path.rename(root / "val" / name / "0.JPEG")
+    (root / "val" / "images").rmdir()
+    assert folders.list_part(root, "test").folder == root / "val"
+    with pytest.raises(UserError, match="is a part of the images"):
+        folders.list_part(root / "train", "test")
+
+
 def test_classes_that_are_there_twice_are_refused(image_folder, fails, call):
     train_part = image_folder / "train"
     shutil.copytree(train_part, image_folder / "copy")

@@ -235,8 +235,8 @@ def test_commands_for_assignments_run(tmp_path):
     _, _, section = text.partition("## What assignments ask for")
     section, _, _ = section.partition("\n## ")
     rows = [line for line in section.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 25
-    assert "Twenty-five" in section
+    assert len(rows) == 1 + 27
+    assert "Twenty-seven" in section
     commands = []
     for code in CODE.findall("\n".join(rows)):
         words = code.replace("5000", "100").split()  # of 1,437 images

@@ -437,7 +437,7 @@ def test_compare(trained, call, fails, tmp_path):
     status, output, _ = call(compare.main, "results/a", "results/b")
     assert status == 0
     header, *rows = output.splitlines()[:3]
-    assert f"at {GOAL:.0%}" in header
+    assert f"at {100 * GOAL:g}%" in header
     assert [row.split()[0] for row in rows] == ["a", "b"]
     assert rows[0].endswith("norm batch")
     assert rows[1].endswith("norm group")
@@ -576,7 +576,7 @@ def test_joint_curves_of_trainings_of_other_lengths_and_metrics(
     found = titles["accuracy as evaluated"].lines[0].get_ydata()
     assert list(found) == pytest.approx(accuracies)
     expected = {
-        "loss in training (augmented)": [2, 3, 2],
+        "loss in training (augmented, with smoothed labels)": [2, 3, 2],
         "accuracy in training (augmented)": [2, 3, 2],
         "sureness in training (augmented)": [0, 0, 0],
         "loss as evaluated": [2, 3, 2],
@@ -1019,6 +1019,37 @@ def test_the_spread_of_seeds_by_hand(capsys):
     ]
 
 
+def test_each_recipe_has_its_spread(capsys):
+    def made(rate, seed, *accuracies):
+        options = {"lr": rate, "seed": seed}
+        return SimpleNamespace(options=options, accuracies=list(accuracies))
+
+    runs = [made(1, 0, 0.9, 0.8), made(1, 1, 0.94, 0.88), made(2, 0, 0.5, 0.5)]
+    compare.print_spreads(runs, ["lr", "seed"])
+    _, _, row = capsys.readouterr().out.splitlines()
+    assert row.split() == ["2", "92.00%", "2.83%", "84.00%", "5.66%", "lr", "1"]
+    compare.print_spreads([runs[0], runs[2]], ["lr", "seed"])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_folder_of_seeds_stands_for_them(trained, call, tmp_path):
+    results = tmp_path / "results"
+    for seed in (1, 2):
+        shutil.copytree(results / "a", results / "c" / f"seed-{seed}")
+        path = results / "c" / f"seed-{seed}" / "run.json"
+        described = json.loads(path.read_text())
+        described["args"]["seed"] = seed
+        path.write_text(json.dumps(described))
+    _, output, _ = call(compare.main, "results/b", "results/c")
+    names = [row.split()[0] for row in output.splitlines()[1:4]]
+    assert names == ["b", "seed-1", "seed-2"]
+    assert output.splitlines()[6].split()[0] == "2"  # seeds of one recipe
+    assert compare.with_seeds([results / "c", *sorted((results / "c").iterdir())]) == [
+        results / "c",
+        *sorted((results / "c").iterdir()),
+    ]
+
+
 def test_a_seed_counts_once(trained, call, tmp_path):
     """As in results/earlier-1, or where a training is there as one of several seeds, too."""
     last = []
@@ -1155,7 +1186,9 @@ def test_curves_show_all_but_the_first_epochs(monkeypatch):
     assert "train (augmented,\nlabel smoothing 0.1)" in labels
     for row in rows:  # of a metric of one's own
         row |= {"train_own": math.nan, "test_own": math.nan}
-    plots.plot_curves(History("test", rows), "a title", "", 0.85, "curves.png")
+    plots.plot_curves(History("test", rows), "a title", "", None, "curves.png")
+    lines = drawn[-1].axes[1].get_lines()
+    assert not any("of the assignment" in line.get_label() for line in lines)
 
 
 def test_confusions_of_many_classes_are_the_pairs_confused_most(monkeypatch):

@@ -734,7 +734,7 @@ def weights_of(net):
     return {name: weight.clone() for name, weight in net.named_parameters()}
 
 
-OPTIMIZERS = ["muon", "sgd", "adamw"]
+OPTIMIZERS = ["muon", "sgd", "adam", "adamw"]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

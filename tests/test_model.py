@@ -580,6 +580,22 @@ def test_what_is_no_network_to_build_is_refused(fails, monkeypatch):
     assert "no list of Row" in fails(model.main, "--arch", "tuples")
 
 
+def test_a_network_that_is_not_told_the_classes(fails, monkeypatch):
+    monkeypatch.setitem(ARCHS, "mine", lambda: OwnNet(7))
+    assert "not told the number of classes" in fails(model.main, "--arch", "mine")
+    monkeypatch.setitem(ARCHS, "mine", lambda classes: OwnNet(classes + 1))
+    errors = fails(model.main, "--arch", "mine")
+    assert "have the shape (2, 11)" in errors
+    assert "not told" not in errors
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(64, 8), (10, 5), (15, 5), (12, 6), (11, 1)]
+)
+def test_group_norm_has_the_most_groups_that_fit(channels, groups):
+    assert NORMS["group"](channels).num_groups == groups
+
+
 def test_unknown_names_are_refused_with_the_known_ones(fails):
     assert "small" in fails(model.main, "--arch", "nonsense")
     assert "stride-free" in fails(model.main, "--downsample", "nonsense")

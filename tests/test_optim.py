@@ -109,7 +109,7 @@ def test_norms_over_several_axes_do_not_decay(monkeypatch, optimizer):
             self.extend([nn.Conv2d(8, 10, 1), nn.AvgPool2d(8)])
 
     monkeypatch.setitem(ARCHS, "normed", Normed)
-    own = start("--optimizer", optimizer, arch="normed")
+    own = start("--optimizer", optimizer, "--weight-decay", 0.1, arch="normed")
     decayed, free = own.optimizers[0].param_groups
     assert decayed["weight_decay"] > free["weight_decay"] == 0
     names = ["0.bias", "1.weight", "1.bias", "2.weight", "3.bias"]
@@ -322,26 +322,31 @@ def test_muon_takes_kernels_of_one_shape_together():
         assert torch.allclose(alone, kernel, atol=1e-4)
 
 
-def test_adamw_is_pytorchs():
-    """Against a plain loop of PyTorch's own AdamW over the same weights."""
+@pytest.mark.parametrize(
+    ("name", "kind", "decay"),
+    [("adam", torch.optim.Adam, 0.0), ("adamw", torch.optim.AdamW, 0.05)],
+)
+def test_adam_and_adamw_are_pytorchs(name, kind, decay):
+    """Against a plain loop of PyTorch's own over the same weights."""
     net = build("small", "dilated", "batch", None)
     other = copy.deepcopy(net)
-    own = start(
-        "--optimizer", "adamw", "--schedule", "step", "--step-epochs", 9, net=net
-    )
+    own = start("--optimizer", name, "--schedule", "step", "--step-epochs", 9, net=net)
     groups = [
-        {"params": [w for w in other.parameters() if w.ndim > 1], "weight_decay": 0.05},
+        {
+            "params": [w for w in other.parameters() if w.ndim > 1],
+            "weight_decay": decay,
+        },
         {"params": [w for w in other.parameters() if w.ndim == 1], "weight_decay": 0},
     ]
-    adamw = torch.optim.AdamW(groups, lr=0.003)
+    by_pytorch = kind(groups, lr=0.003)
     smoothing = own.args.label_smoothing
     for _ in range(3):
         own.start_epoch()
         own.step(IMAGES, LABELS)
         loss = F.cross_entropy(other.train()(IMAGES), LABELS, label_smoothing=smoothing)
-        adamw.zero_grad()
+        by_pytorch.zero_grad()
         loss.backward()
-        adamw.step()
+        by_pytorch.step()
     for ours, theirs in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
 

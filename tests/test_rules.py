@@ -607,9 +607,29 @@ def test_accuracy_is_a_rule_where_it_is_known():
     nodes = trace(net)
     for accuracy, is_enough in ((GOAL, True), (GOAL - 0.0001, False)):
         rule = checklist(net, nodes, accuracy, "mnist")[-1]
-        assert rule.text == f"test accuracy of {100 * GOAL:.0f} %"
+        assert rule.text == f"test accuracy of {100 * GOAL:g} %"
         assert rule.value == f"{accuracy:.2%} on mnist"
         assert rule.passed is is_enough
+
+
+def test_a_goal_may_have_decimals(monkeypatch):
+    monkeypatch.setattr(rules, "GOAL", 0.994)
+    net = build("small", "dilated", "batch", None)
+    found = checklist(net, trace(net), 0.9935, "mnist")[-1]
+    assert found == ("test accuracy of 99.4 %", "99.35% on mnist", False)
+
+
+def test_rules_that_an_assignment_has_not_are_left_out(call, monkeypatch):
+    rows = [r._replace(kind="plain") if r.kind == "separable" else r for r in SMALL]
+    monkeypatch.setitem(ARCHS, "edited", rows)
+    assert call(model.main, "--arch", "edited")[0] == 1
+    monkeypatch.setattr(rules, "LEFT_OUT", ("depthwise-separable layer",))
+    status, output, _ = call(model.main, "--arch", "edited")
+    assert status == 0
+    assert "depthwise" not in output.partition("The assignment's rules")[2]
+    broken = [rules.Rule("depthwise-separable layer", "none", False)]
+    rules.print_broken_rules(broken)
+    assert call(model.main, "--arch", "small")[1].count("warning") == 0
 
 
 def test_an_unknown_receptive_field_is_marked_and_ends_in_status_1(call, monkeypatch):

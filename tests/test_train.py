@@ -35,7 +35,7 @@ from machine import ALONE, World
 from model import ARCHS, build
 from optim import make_schedules, mixing_kernels
 from receptive_field import computed_macs
-from rules import count_parameters
+from rules import GOAL, count_parameters
 
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -536,7 +536,7 @@ def test_folder_of_images_whose_name_does_not_print(fails):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_every_optimizer_learns(call, optimizer):
     options = ["--dataset", "digits", "--arch", "small", "-j", 0, "-b", 64]
     options += ["--epochs", 6, "--optimizer", optimizer, "--schedule", "cosine"]
@@ -900,6 +900,24 @@ def test_few_steps_an_epoch_are_noted(call):
     status, output, _ = call(train.main, *DIGITS, "-b", 32, "--dry-run")
     assert status == 0
     assert "steps" not in output
+
+
+@pytest.mark.parametrize(("choice", "goal"), [("on", GOAL), ("off", None)])
+def test_the_goal_is_drawn_where_the_rules_count(call, monkeypatch, choice, goal):
+    seen = []
+    monkeypatch.setattr(train, "plot_curves", lambda *given: seen.append(given[3]))
+    assert call(train.main, *QUICK, "--epochs", 1, "--rules", choice)[0] == 0
+    assert seen == [goal]
+
+
+def test_the_header_says_what_the_loss_is(call):
+    options = ["--dry-run", "--l1", "1e-5", "--label-smoothing", 0, "--ema", 0]
+    _, output, _ = call(train.main, *QUICK, *options)
+    assert "\nloss      cross-entropy, L1 1e-05\n" in output
+    assert "\ntested    the weights of the last step\n" in output
+    _, output, _ = call(train.main, *QUICK, "--dry-run")
+    assert "\nloss      cross-entropy, label smoothing 0.1\n" in output
+    assert "\ntested    weights averaged over 0.02 of the steps\n" in output
 
 
 def test_rules_may_be_left_aside(call):
