@@ -25,13 +25,15 @@ HAS_GPU = has_nvidia_gpu() and torch.version.cuda is not None and GPUS not in ("
 
 def pytest_configure(config):
     # What the tests expect of a CPU, to the bit, they find on a machine with a GPU too.
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # Windows takes an empty one for none
     config.addinivalue_line("markers", "slow: left to `make test-all`")
     # Networks this small train as fast on one core, and much faster where others are busy:
     # here and in the processes that the tests start.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("MAKELEVEL", None)  # what make runs says how to go on by make
+    os.environ["PYTHON_COLORS"] = "0"  # or FORCE_COLOR paints help and tracebacks
+    os.environ["no_proxy"] = "127.0.0.1"  # where the tests look for a server in vain
 
 
 def pytest_collection_finish():
@@ -48,8 +50,12 @@ def run_script(folder, *command, path="", timeout=600, on_gpu=False):
         timeout=timeout,
         cwd=folder,
         capture_output=True,
-        text=True,
-        env={**(gpu_environment() if on_gpu else os.environ), "PYTHONPATH": str(path)},
+        encoding="utf-8",
+        env={
+            **(gpu_environment() if on_gpu else os.environ),
+            "PYTHONPATH": str(path),
+            "PYTHONIOENCODING": "utf-8",
+        },
     )
 
 

@@ -145,8 +145,8 @@ def run_epoch(data, epoch, workers, context=None):
     [(1, "fork"), (2, "fork"), pytest.param(2, "spawn", marks=pytest.mark.slow)],
 )
 def test_workers_change_nothing(workers, context):
-    if context == "fork" and sys.platform == "win32":
-        pytest.skip("Windows cannot fork")
+    if context == "fork" and sys.platform != "linux":
+        pytest.skip("a training forks on Linux alone")
     images, labels = run_epoch(augmented(), 1, 0)
     again, again_labels = run_epoch(augmented(), 1, workers, context)
     assert torch.equal(images, again)
@@ -190,14 +190,14 @@ def test_workers_do_not_outlive_a_script_that_holds_its_loader():
     )
     # On one core torch warns that two workers are many.
     command = ("-W", "ignore:This DataLoader will create", "-c", script)
-    result = run_script(ROOT, *command, path=ROOT / "tests", timeout=60)
+    result = run_script(ROOT, *command, path=ROOT / "tests")
     assert (result.returncode, result.stderr) == (0, "")
     for pid in result.stdout.split():
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
 
 
-@pytest.mark.skipif(not hasattr(os, "register_at_fork"), reason="Windows cannot fork")
+@pytest.mark.skipif(sys.platform != "linux", reason="a training forks there alone")
 def test_workers_hear_nothing_of_what_stops_a_training():
     """Not even as they start: the parent stops them, and they print no traceback."""
     script = (
@@ -211,7 +211,7 @@ def test_workers_hear_nothing_of_what_stops_a_training():
         "print(len(list(loader)), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"  # the script itself still hears it
     )
-    result = run_script(ROOT, "-c", script, path=ROOT / "tests", timeout=60)
+    result = run_script(ROOT, "-c", script, path=ROOT / "tests")
     assert result.stdout == "4\n", result.stderr
     assert result.stderr.count("Traceback") == 1
     assert result.stderr.rstrip().endswith("KeyboardInterrupt")
@@ -254,7 +254,7 @@ def test_a_child_that_is_no_worker_is_left_alone():
     )
     if sys.platform == "win32":
         pytest.skip("Windows cannot fork")
-    result = run_script(ROOT, "-c", script, path=ROOT / "tests", timeout=60)
+    result = run_script(ROOT, "-c", script, path=ROOT / "tests")
     assert (result.returncode, result.stderr) == (0, "")
     assert sorted(result.stdout.split()) == ["finished", "held"]
 
@@ -394,7 +394,10 @@ def test_jpeg_files_have_the_same_pixels_in_three_libraries(tmp_path, subsamplin
         path = tmp_path / f"{number}.jpg"
         Image.fromarray(pixels).save(path, quality=75, subsampling=subsampling)
         image = read_image(path)
-        by_opencv = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        by_opencv = cv2.cvtColor(
+            cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+        )
         by_torchvision = torchvision.io.decode_image(str(path)).permute(1, 2, 0)
         assert np.array_equal(image, by_opencv)
         assert np.array_equal(image, by_torchvision.numpy())
@@ -608,6 +611,11 @@ def test_picture_of_the_steps_leaves_out_what_never_happens(monkeypatch, call):
     assert titles[0] == "original"
     assert "HorizontalFlip" not in titles
     assert columns == len([title for title in titles if title])
+
+
+def save_by_opencv(path, pixels):
+    """In two steps: on Windows it opens no path that is not ASCII."""
+    path.write_bytes(cv2.imencode(path.suffix, pixels)[1].tobytes())
 
 
 def save_images(folder, names, mode="RGB"):
@@ -926,9 +934,9 @@ def test_sixteen_bits_that_a_viewer_shows_black_are_refused(tmp_path):
     ramp = np.linspace(0, 1, 1600).reshape(40, 40, 1).repeat(3, 2)
     for suffix in (".png", ".tif", ".ppm"):
         path = tmp_path / f"a{suffix}"
-        cv2.imwrite(str(path), (ramp * 4095).astype(np.uint16))
+        save_by_opencv(path, (ramp * 4095).astype(np.uint16))
         assert "few of their 16 bits" in refusal(path)
-        cv2.imwrite(str(path), (ramp * 65535).astype(np.uint16))
+        save_by_opencv(path, (ramp * 65535).astype(np.uint16))
         assert read_image(path).max() > 250
 
 
@@ -1060,7 +1068,7 @@ def test_transparent_images_are_laid_on_white(tmp_path, mode):
 def test_black_on_a_clear_ground_may_have_16_bits(tmp_path):
     pixels = np.zeros((32, 32, 4), np.uint16)
     pixels[8:16, :, 3] = 65535
-    cv2.imwrite(str(tmp_path / "image.png"), pixels)
+    save_by_opencv(tmp_path / "image.png", pixels)
     result = read_image(tmp_path / "image.png")
     assert result[10].max() == 0
     assert result[[0, 20]].min() == 255
@@ -1395,10 +1403,10 @@ def test_larger_images_keep_their_detail(tmp_path):
 def refusal(path):
     """The error of a path that is no image, which must come at once."""
     folders.readable()  # imports Pillow's plugins, once
-    start = time.perf_counter()
+    start = time.process_time()  # whatever other programs do
     with pytest.raises(UserError) as error:
         read_image(path)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     return str(error.value)
 
 
@@ -1615,9 +1623,9 @@ def test_demonstration_may_have_another_name(monkeypatch, call):
     )
     for name in ([], ["--name", "mine"]):
         assert call(demo.main, *name)[0] == 0
-    folders = [str(Path("results", name)) for name in ("demo", "mine")]
-    for folder, options in zip(folders, given, strict=True):
-        assert options[:4] == ["--ckpt", str(Path(folder, "best.pt")), "--out", folder]
+    for name, options in zip(("demo", "mine"), given, strict=True):
+        folder = f"results/{name}"  # on Windows too
+        assert options[:4] == ["--ckpt", f"{folder}/best.pt", "--out", folder]
 
 
 def test_demonstration_evaluates_as_it_trained(monkeypatch, call):
@@ -1776,6 +1784,7 @@ def test_what_just_changed_is_not_kept(reading, monkeypatch):
 def test_the_cache_keeps_few_files_and_may_not_be_there(reading, tmp_path, monkeypatch):
     for number in range(6):
         image = Image.new("RGB", (32, 32), (50 + number, 0, 0))
+        time.sleep(0.02)  # the times of files go by ticks
         image.save(tmp_path / "images" / "a" / "2.bmp")
         reading()
         (tmp_path / "cache" / f"{number}.npz.999999.tmp").touch()  # as of a kill

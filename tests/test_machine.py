@@ -65,9 +65,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_freed_memory_is_kept():
     """The system counts the pages that it had to map anew: page faults."""
     faults = {}
+    # Without what Colab preloads, which keeps memory by itself.
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     for choice in ("keep", "free"):
         command = [sys.executable, "-c", FAULTS, choice]
-        faults[choice] = int(subprocess.check_output(command, cwd=ROOT, text=True))
+        counted = subprocess.check_output(command, cwd=ROOT, env=environment)
+        faults[choice] = int(counted)
+    if faults["free"] == 0:
+        pytest.skip("this system, such as gVisor, counts no page faults")
     assert faults["keep"] < 1000  # of ten times some 9,766 pages, of 4 KiB each
     assert faults["free"] > faults["keep"] + 100  # pages may be larger, and fewer
 
@@ -584,14 +589,15 @@ def test_a_training_asks_for_what_the_machine_needs(call, monkeypatch):
     assert sorted(asked) == names
 
 
-def test_processes_on_a_cpu_share_its_cores(monkeypatch):
+def test_processes_on_a_cpu_share_its_cores(monkeypatch, tmp_path):
     environment = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     environment |= {"TORCHELASTIC_RESTART_COUNT": "0"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     dist, threads = torch.distributed, []
     monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
-    monkeypatch.setattr(dist, "rendezvous", lambda _: iter([(dist.HashStore(), 0, 2)]))
+    store = dist.FileStore(str(tmp_path / "store"), 2)  # Windows has no HashStore
+    monkeypatch.setattr(dist, "rendezvous", lambda _: iter([(store, 0, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: None)
     monkeypatch.setattr(machine.joblib, "cpu_count", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -600,7 +606,7 @@ def test_processes_on_a_cpu_share_its_cores(monkeypatch):
     assert threads == [4]
 
 
-def test_processes_on_cuda_name_their_device(monkeypatch):
+def test_processes_on_cuda_name_their_device(monkeypatch, tmp_path):
     """Else NCCL guesses which GPU is whose at the first barrier."""
     settings = {}
     environment = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
@@ -611,7 +617,8 @@ def test_processes_on_cuda_name_their_device(monkeypatch):
     monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    monkeypatch.setattr(dist, "rendezvous", lambda _: iter([(dist.HashStore(), 1, 2)]))
+    store = dist.FileStore(str(tmp_path / "store"), 2)
+    monkeypatch.setattr(dist, "rendezvous", lambda _: iter([(store, 1, 2)]))
     monkeypatch.setattr(
         dist, "init_process_group", lambda backend, **kw: settings.update(kw)
     )
@@ -705,15 +712,16 @@ def test_pixels_made_on_a_device_wait_for_nothing():
 
 def test_small_images_are_made_where_the_batch_is(monkeypatch):
     """Of a pinned batch the CPU would make one that is not."""
-    own, devices = start("--small", 1), []
+    own, devices = start("--small", 1, "--epochs", 3), []
     own.device = torch.device("meta")
     monkeypatch.setattr(
         engine, "shrink", lambda images: devices.append(images.device.type) or images
     )
     own.step = lambda images, labels: (torch.zeros(1), torch.zeros(1))
     loader = FewBatches([(IMAGES, LABELS)] * 2)
-    engine.train_one_epoch(own, loader, 1)
+    engine.train_one_epoch(own, loader, 3)
     assert devices == ["meta", "meta"]
+    assert loader.sampler.epoch == 3  # or each would be drawn as the first
 
 
 class FewBatches(list):

@@ -297,6 +297,8 @@ def test_another_activation_computes_no_more(name):
 def test_rows_as_they_run_are_shown(call):
     _, output, _ = call(model.main, "--arch", "small", "--computed")
     lines = [line.split() for line in output.splitlines()]
+    macs = computed_macs(build("small", "dilated", "batch", None))
+    assert f"\n{macs:,} of them are computed: no layer reads" in output
     assert ["c1.conv", "plain", "16x16", "3x3", "2", "(1)", "1", "1"] in lines
     window = ["1", "(2)"] * 3
     assert ["c1.down", "plain", "16x16", "3x3", *window] in lines

@@ -454,7 +454,10 @@ def test_a_step_in_bfloat16_reads_the_weights_of_the_last_one():
     _, head = try_out(own.net)
     own = Training(own.net, head, own.args, 100, torch.bfloat16)
     own.start_epoch()
-    found, expected = [], []
+    found, expected, precisions = [], [], set()
+    own.net.body.c1.conv.conv.register_forward_hook(
+        lambda *call: precisions.add(call[2].dtype)
+    )
     for _ in range(3):
         alone = copy.deepcopy(own.net)
         with torch.autocast("cpu", torch.bfloat16):
@@ -465,6 +468,7 @@ def test_a_step_in_bfloat16_reads_the_weights_of_the_last_one():
         found.append(own.step(IMAGES, LABELS)[0].item())
     assert found == pytest.approx(expected, rel=1e-3)
     assert len(set(found)) == 3
+    assert precisions == {torch.bfloat16}
 
 
 def test_l1_penalty_is_that_of_all_parameters():

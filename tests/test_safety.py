@@ -230,7 +230,9 @@ def test_same_seed_gives_identical_files(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_training_says_how_to_resume(tmp_path, stop):
-    command = [sys.executable, "-u", *TRAIN, *SMALL, "--epochs", "200"]
+    quiet = ["-W", "ignore:This DataLoader will create"]  # on one core
+    command = [sys.executable, "-u", *quiet, *TRAIN, *SMALL, "--epochs", "200"]
+    command += ["-j", "2"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(
         command,
@@ -585,19 +587,24 @@ def test_a_table_that_cannot_be_replaced_ends_no_training(
 
 
 @pytest.mark.parametrize(
-    ("level", "command"),
+    ("level", "system", "command"),
     [
-        ("1", 'make train ARGS="--resume results/quick/last.pt"'),
-        (None, "python 'my cifar/train.py' --resume 'results\\quick\\last.pt'"),
+        ("1", "posix", 'make train ARGS="--resume results/quick/last.pt"'),
+        (
+            None,
+            "posix",
+            "python 'my cifar/train.py' --resume 'results\\quick\\last.pt'",
+        ),
+        (None, "nt", 'python "my cifar/train.py" --resume results\\quick\\last.pt'),
     ],
 )
-def test_how_to_go_on_is_a_command_that_works(monkeypatch, level, command):
+def test_how_to_go_on_is_a_command_that_works(monkeypatch, level, system, command):
     """From another folder, and by a make of Windows, which is a Unix shell's."""
     monkeypatch.delenv("MAKELEVEL", raising=False)
     if level:
         monkeypatch.setenv("MAKELEVEL", level)
     monkeypatch.setattr(sys, "argv", ["my cifar/train.py"])
-    monkeypatch.setattr(train, "os", SimpleNamespace(environ=os.environ, name="posix"))
+    monkeypatch.setattr(train, "os", SimpleNamespace(environ=os.environ, name=system))
     args = SimpleNamespace(device="auto", augment="auto")
     last = PureWindowsPath("results", "quick", "last.pt")
     assert train.command_to_go_on(last, args) == command

@@ -443,7 +443,8 @@ def test_a_process_leaves_alone_what_another_one_writes(tmp_path):
     for file in (running, left, *foreign):
         file.touch()
     utils.check_writable(path)
-    assert sorted(tmp_path.iterdir()) == sorted([running, *foreign])
+    kept = [left] * (os.name == "nt")  # where to ask for a process would end it
+    assert sorted(tmp_path.iterdir()) == sorted([running, *foreign, *kept])
 
 
 def test_two_writers_of_one_name_disturb_neither(tmp_path):
@@ -813,7 +814,7 @@ def test_resuming_elsewhere_counts_for_more_than_the_name(trained, tmp_path):
     checkpoint["args"]["name"] = "own"
     save_checkpoint(tmp_path / "last.pt", checkpoint)
     resume = ["--resume", str(tmp_path / "last.pt")]
-    assert train.parse_arguments(resume)[0].out == os.path.join("results", "own")
+    assert train.parse_arguments(resume)[0].out == "results/own"  # on Windows too
     elsewhere = ["--out", "there", "--ckpt", "there/best.pt"]
     args, _ = train.parse_arguments([*resume, *elsewhere])
     assert (args.out, args.ckpt) == ("there", "there/best.pt")
