@@ -125,8 +125,9 @@ def check_contents(checkpoint, contents, path):
             raise UserError(f"{path} is damaged: no {keys} in it")
 
 
-def check_resumable(checkpoint, path):
-    """Raise UserError for a checkpoint that a training cannot go on from."""
+def load_resumable(path, named_by="--ckpt"):
+    """As `load_checkpoint`; UserError also for one that a training cannot go on from."""
+    checkpoint = load_checkpoint(path, named_by)
     if not isinstance(checkpoint.get("resume"), dict):
         raise UserError(f"{path} cannot be resumed, only a last.pt can")
     check_contents(checkpoint, STATE, path)
@@ -139,6 +140,7 @@ def check_resumable(checkpoint, path):
         numbers += row.values() if is_whole else [None]
     if not numbers or not all(isinstance(value, (int, float)) for value in numbers):
         raise UserError(f"{path} is damaged: no history of numbers in it")
+    return checkpoint
 
 
 def restore(checkpoint, name="the checkpoint"):
@@ -372,8 +374,7 @@ class Files:
         if is_kept and is_there and self.last.samefile(args.resume):
             return
         if is_there and is_restart():
-            left = load_checkpoint(self.last)
-            check_resumable(left, self.last)
+            left = load_resumable(self.last)
             if left["resume"].get("run_id") == run_id():
                 return
         for path in (self.best, self.last, self.history, self.run):
@@ -498,9 +499,8 @@ def describe(options, images, training, on_device):
     made_with = provenance(training.device, training.dtype)
     made_with["augmentation"] = "on the device" if on_device else "on the CPU"
     made_with["processes"] = training.world.size
-    made_with["images"] = {
-        name: len(labels) for name, (_, labels) in images.splits.items()
-    }
+    sizes = {name: len(labels) for name, (_, labels) in images.splits.items()}
+    made_with["images"] = sizes
     made_with["sha256"] = images.sha256
     made_with["test_sha256"] = images.test_sha256
     if options["init"]:
@@ -536,8 +536,7 @@ def left_behind(files, run, is_continued):
     """
     if not files.last.exists() or not (is_continued or is_restart()):
         return None
-    checkpoint = load_checkpoint(files.last)
-    check_resumable(checkpoint, files.last)
+    checkpoint = load_resumable(files.last)
     given, kept = run["args"], OLDER_OPTIONS | checkpoint["args"]
     # Images and teachers may have moved: their digests say whether they are the same.
     names = sorted((given.keys() | kept.keys()) - {"data_dir", "teacher"})

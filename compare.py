@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from checkpoint import OLDER_CONFIG, OLDER_OPTIONS
 from model import Net, figures_of
-from plots import save_figure, what_matters
+from plots import finish_curves, save_figure
 from receptive_field import trace
 from rules import GOAL
 from utils import Parser, UserError, check_writable, matching, run
@@ -36,6 +35,8 @@ OF_NETWORKS = {
     "arch", "downsample", "norm", "activation", "dropout", "kernels", "images", "init"
 }  # fmt: skip
 FIGURES = ("parameters", "receptive field", "mult-adds")  # of a network
+# What is raised by a folder that lacks something.
+DAMAGED = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 # What the training loss may have besides plain labels, by the options.
 BESIDES = {"l1": "L1", "label_smoothing": "smoothed labels", "teacher": "teachers"}
 # Curves that coincide can still be told apart.
@@ -78,14 +79,7 @@ def read_run(folder):
             "s/epoch": f"{sum(training['seconds']) / len(history):.1f}",
         }
         return Run(folder.name, options, row, chosen_on, history, accuracies)
-    except (
-        AttributeError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except DAMAGED as error:
         raise UserError(f"{folder} does not hold a whole training: {error}")
 
 
@@ -120,9 +114,7 @@ def differing(options):
 
     "network" and "code" are among them where no other one says why the networks differ.
     """
-    names = set()
-    for given in options:
-        names.update(given)
+    names = set().union(*options)
     schedules = {given.get("schedule") for given in options}
     for name, kinds in OF_SCHEDULES.items():
         if not schedules & kinds:
@@ -214,12 +206,8 @@ def plot(runs, path):
             if is_training:
                 added = f", with {' and '.join(besides)}" if is_loss and besides else ""
                 where = f"in training (augmented{added})"
-            label = metric if is_loss else f"{metric} (%)"
-            axes.set(xlabel="epoch", ylabel=label, title=f"{metric} {where}")
-            if any(len(line.get_xdata()) for line in axes.lines):
-                axes.set_ylim(*what_matters(axes.lines, is_loss))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(alpha=0.3)
+            axes.set_title(f"{metric} {where}")
+            finish_curves(axes, metric)
     handles, labels = rows[1, 0].get_legend_handles_labels()
     columns = math.ceil(len(runs) / 6)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
@@ -230,16 +218,12 @@ def draw_curve(axes, training, name, number, is_loss):
     """One metric of a training, in the colour of its number, where the training has it."""
     rows = [row for row in training.history if name in row]
     scale = 1 if is_loss else 100
-    axes.plot(
-        [row["epoch"] for row in rows],
-        [scale * row[name] for row in rows],
-        color=f"C{number % 10}",
-        linestyle=DASHES[number % len(DASHES)],
-        marker=MARKS[number % len(MARKS)],
-        markersize=4,
-        alpha=0.8,
-        label=f"{training.name}: best {training.row['best']}",
-    )
+    epochs = [row["epoch"] for row in rows]
+    values = [scale * row[name] for row in rows]
+    mark, dashes = MARKS[number % len(MARKS)], DASHES[number % len(DASHES)]
+    style = f"{mark}{dashes}C{number % 10}"
+    label = f"{training.name}: best {training.row['best']}"
+    axes.plot(epochs, values, style, markersize=4, alpha=0.8, label=label)
 
 
 def main(argv=None):
@@ -260,10 +244,8 @@ def main(argv=None):
         )
     runs = [read_run(folder) for folder in folders]
     if len({training.name for training in runs}) < len(runs):  # a/seed-0 and b/seed-0
-        runs = [
-            training._replace(name=str(folder))
-            for training, folder in zip(runs, folders)
-        ]
+        pairs = zip(runs, map(str, folders))
+        runs = [training._replace(name=folder) for training, folder in pairs]
     differ = differing([training.options for training in runs])
     print_table(runs, differ)
     if held_out := [one.name for one in runs if one.chosen_on == "val"]:
@@ -274,9 +256,8 @@ def main(argv=None):
         if len(by_seed) < len(runs):
             print("note      of a seed that is there twice the first counts alone")
         print_spread(by_seed.values())
-        if short := [
-            one.name for one in runs if len(one.history) < one.options["epochs"]
-        ]:
+        short = [one.name for one in runs if len(one.history) < one.options["epochs"]]
+        if short:
             print(f"note      {', '.join(short)}: not all of the epochs are trained")
     elif "seed" in differ:
         print_spreads(runs, differ)

@@ -59,9 +59,7 @@ def augmentation(mean, mirror, move, hole):
     check_albumentations()
     flip = A.HorizontalFlip(p=0.5 if mirror else 0.0)
     with warnings.catch_warnings():  # it recommends Affine; the assignment names this
-        warnings.filterwarnings(
-            "ignore", "ShiftScaleRotate is a special case of Affine"
-        )
+        warnings.filterwarnings("ignore", "ShiftScaleRotate is a special case")
         moves = A.ShiftScaleRotate(
             shift_limit=0.0625,  # 2 of 32 pixels, cut to whole ones towards 0: -1, 0 or 1
             scale_limit=0.05,
@@ -465,11 +463,8 @@ def check_loaded(images, labels, classes):
         raise ValueError(f"it has {len(images)} images and labels of {labels.shape}")
     if len(images) == 0:
         raise ValueError("it has no images")
-    if (
-        labels.dtype.kind not in "iu"
-        or labels.min() < 0
-        or labels.max() >= len(classes)
-    ):
+    are_whole = labels.dtype.kind in "iu"
+    if not are_whole or labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(
             f"its labels are {labels.dtype} from {labels.min()} to {labels.max()}, and not "
             f"whole numbers from 0 to {len(classes) - 1}, for {len(classes)} classes"

@@ -144,39 +144,42 @@ def classify(net, paths, classes, device, dtype, mirror, dark_ground, picture):
     results, images, notes = [], [], Counter()
     files, skipped = find_images(paths)
     for file in files:
+        result = {"file": str(file)}
         try:
             images.append(torch.tensor(read_image(file, notes)))
-            results.append({"file": str(file)})
         except NoImage as error:
-            reason = f"cannot be read as an image: {error.reason}"
-            results.append({"file": str(file), "error": reason})
+            result["error"] = f"cannot be read as an image: {error.reason}"
+        results.append(result)
     readable = [result for result in results if "error" not in result]
     if readable:
         images = torch.stack(images)
         scores = predict(net, images, device, dtype, mirror)
-        likeliest = scores.softmax(1).topk(min(3, len(classes)))
-        for result, shares, numbers in zip(
-            readable, likeliest.values.tolist(), likeliest.indices.tolist()
-        ):
-            names = [classes[number] for number in numbers]
-            result["classes"] = dict(zip(names, shares))
+        shares, numbers = scores.softmax(1).topk(min(3, len(classes)))
+        for result, values, places in zip(readable, shares.tolist(), numbers.tolist()):
+            names = [classes[place] for place in places]
+            result["classes"] = dict(zip(names, values))
     print_classified(results)
     told = notes_in_words(notes) + skipped_in_words(skipped)
     print(f"\n{len(readable):,} images read{told}")
-    if dark_ground and readable:
-        edge = torch.cat([images[:, 0], images[:, -1]], 1).float().mean((1, 2))
-        if count := int((edge > 128).sum()):
-            print(
-                f"note      {count:,} of them have a light ground; the network has only seen "
-                "light strokes on a dark one: invert them"
-            )
-    if readable:
-        shown = slice(PICTURED)
-        predicted = likeliest.indices[shown, 0]
-        names = [Path(result["file"]).name for result in readable[shown]]
-        plot_classified(net, images[shown], names, predicted, classes, picture)
-        print(f"Picture: {picture}")
+    if not readable:
+        return results
+    if dark_ground:
+        note_light_grounds(images)
+    names = [Path(result["file"]).name for result in readable[:PICTURED]]
+    pictured = images[:PICTURED]
+    plot_classified(net, pictured, names, numbers[:PICTURED, 0], classes, picture)
+    print(f"Picture: {picture}")
     return results
+
+
+def note_light_grounds(images):
+    """Print how many images are light at their upper and lower edge, if some are."""
+    edge = torch.cat([images[:, 0], images[:, -1]], 1).float().mean((1, 2))
+    if count := int((edge > 128).sum()):
+        print(
+            f"note      {count:,} of them have a light ground; the network has only seen "
+            "light strokes on a dark one: invert them"
+        )
 
 
 def plot_classified(net, images, names, predicted, classes, path):
@@ -185,10 +188,10 @@ def plot_classified(net, images, names, predicted, classes, path):
     cells = torch.stack([images, overlay(images, maps)], 1).flatten(0, 1)
     titles = []
     for name, guess, one in zip(names, predicted, maps):
-        words = evidence(one)
         # Names of photos differ at their ends.
         shown = name if len(name) <= 12 else f"…{name[-11:]}"
-        titles += [printable(shown), f"{words} for\n{shortened(classes[guess])}"]
+        titles.append(printable(shown))
+        titles.append(f"{evidence(one)} for\n{shortened(classes[guess])}")
     heading = "Grad-CAM, each map scaled to its own maximum"
     plot_images(cells, titles, 6, path, heading)
 
@@ -295,10 +298,8 @@ def find_layer(net, name):
     layers = dict(net.body.named_modules())
     if name in layers:
         return layers[name]
-    names = [row.name for row in net.rows or []]
-    names = names or [
-        key for key, module in layers.items() if not list(module.children())
-    ]
+    leaves = [key for key, module in layers.items() if not list(module.children())]
+    names = [row.name for row in net.rows or []] or leaves
     raise UserError(f"--layer {name}: the network has {', '.join(names)}")
 
 
@@ -306,9 +307,8 @@ def overlay(images, maps):
     """Images with their maps laid over them in colour, uint8 (N, SIDE, SIDE, 3)."""
     size = images.shape[1:3]
     maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
-    colours = torch.from_numpy(
-        matplotlib.colormaps["inferno"](maps[:, 0].numpy())[..., :3]
-    )
+    inferno = matplotlib.colormaps["inferno"]
+    colours = torch.from_numpy(inferno(maps[:, 0].numpy())[..., :3])
     return (0.4 * images + 0.6 * 255 * colours).round().to(torch.uint8)
 
 
@@ -333,17 +333,13 @@ def plot_evidence(net, images, labels, probabilities, classes, path, count, name
     cells = [images, overlay(images, for_predicted), overlay(images, for_others)]
     cells = torch.stack(cells, 1).flatten(0, 1)
     titles = []
-    for index, (label, guess, other) in enumerate(zip(labels, predicted, others)):
-        share = confidence[chosen[index]]
-        actual, first, rival = (
-            shortened(classes[number]) for number in (label, guess, other)
-        )
-        titles.append(f"{actual}\n→ {first} {share:.0%}")
-        words = evidence(for_predicted[index])
-        titles.append(f"{words} for\n{first}")
+    rows = zip(labels, predicted, others, confidence[chosen], for_predicted, for_others)
+    for label, guess, other, share, of_guess, of_other in rows:
+        actual, first, rival = (shortened(classes[n]) for n in (label, guess, other))
         place = "second" if guess == label else "actual"
-        words = evidence(for_others[index])
-        titles.append(f"{words} for\n{rival} ({place})")
+        titles.append(f"{actual}\n→ {first} {share:.0%}")
+        titles.append(f"{evidence(of_guess)} for\n{first}")
+        titles.append(f"{evidence(of_other)} for\n{rival} ({place})")
     where = f" at {name}" if name else ""
     heading = (
         f"Grad-CAM{where} of right answers, then mistakes: actual → predicted; "
@@ -352,47 +348,31 @@ def plot_evidence(net, images, labels, probabilities, classes, path, count, name
     plot_images(cells, titles, 6, path, heading)
 
 
+# fmt: off
 def parse_arguments(argv):
     parser = Parser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--ckpt", default="best.pt", help="checkpoint to evaluate")
-    add(
-        "--dataset", choices=DATASETS, help="kind of images (default: the checkpoint's)"
-    )
+    add("--dataset", choices=DATASETS, help="kind of images (default: the checkpoint's)")
     add("--data-dir", help="folder of the images (default: the checkpoint's)")
-    add(
-        "--images",
-        nargs="+",
-        metavar="PATH",
-        help="classify these files and folders, and picture the first "
-        f"{PICTURED} in images.png of --out",
-    )
+    add("--images", nargs="+", metavar="PATH",
+        help=f"classify these files and folders, and picture the first {PICTURED} in "
+        "images.png of --out")
     add_rules_option(add)
-    add(
-        "--tta", action="store_true", help="average over the image and its mirror image"
-    )
+    add("--tta", action="store_true", help="average over the image and its mirror image")
     add("--out", default="results", help="folder of the pictures")
-    add(
-        "--mistakes",
-        type=number(int, 1),
-        metavar="N",
-        help="picture so many mistakes, with Grad-CAM too (default: 12, and 4 with Grad-CAM)",
-    )
+    add("--mistakes", type=number(int, 1), metavar="N",
+        help="picture so many mistakes, with Grad-CAM too (default: 12, and 4 with Grad-CAM)")
     add("--layer", help="the layer that Grad-CAM looks at (default: the last map)")
     add("--json", metavar="FILE", help="write the metrics there too")
-    add(
-        "--export",
-        metavar="FILE.onnx",
+    add("--export", metavar="FILE.onnx",
         help="write the network there as ONNX and do no more: uint8 images in (N, 3, H, W), "
-        "probabilities out, the names of the classes in its metadata",
-    )
-    add(
-        "--predictions",
-        metavar="FILE.csv",
-        help="write the actual and the predicted class of each test image there",
-    )
+        "probabilities out, the names of the classes in its metadata")
+    add("--predictions", metavar="FILE.csv",
+        help="write the actual and the predicted class of each test image there")
     add_device_options(add)
     return parser.parse_args(argv)
+# fmt: on
 
 
 def main(argv=None):
@@ -507,18 +487,12 @@ def export(net, classes, path):
         )
     net = nn.Sequential(net.cpu(), nn.Softmax(1)).eval()
     any_number = ({0: torch.export.Dim("images")},)
+    names = {"input_names": ["images"], "output_names": ["probabilities"]}
+    settings = names | {"dynamo": True, "dynamic_shapes": any_number, "verbose": False}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                net,
-                (random_images(2),),
-                dynamo=True,
-                dynamic_shapes=any_number,
-                input_names=["images"],
-                output_names=["probabilities"],
-                verbose=False,
-            )
+            program = torch.onnx.export(net, (random_images(2),), **settings)
     except Exception as error:  # noqa: BLE001 - of many types, by what the network does
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"PyTorch cannot export this network as ONNX: {reason}")
@@ -534,11 +508,11 @@ def export(net, classes, path):
     except Exception as error:  # noqa: BLE001 - of many types, by what it lacks
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"onnxruntime cannot run the exported network: {reason}")
-    largest = 0.0
+    differences = []
     for images, result in zip(batches, found):
         with torch.no_grad():
-            difference = (net(images) - torch.from_numpy(result)).abs().max().item()
-        largest = max(largest, difference)
+            differences.append((net(images) - torch.from_numpy(result)).abs().max())
+    largest = torch.stack(differences).max().item()  # NaN, if one is
     if not largest <= 1e-4:
         raise UserError(
             f"onnxruntime gives other probabilities, by up to {largest:.2g}"
@@ -553,9 +527,8 @@ def write_predictions(path, results):
     """A row for each image: its file or number, actual and predicted class, confidence."""
     rows = []
     for result in results:
-        row = {
-            name: result[name] for name in ("file", "actual", "error") if name in result
-        }
+        known = [name for name in ("file", "actual", "error") if name in result]
+        row = {name: result[name] for name in known}
         if shares := result.get("classes"):
             row["predicted"] = max(shares, key=shares.get)
             row["confidence"] = round(shares[row["predicted"]], 4)
@@ -569,20 +542,7 @@ def test_images(args, checkpoint):
 
     Raises UserError where their classes are not those of the checkpoint.
     """
-    trained = checkpoint["args"]
-    data_dir = args.data_dir or trained["data_dir"]
-    dataset = args.dataset or trained["dataset"]
-    if args.dataset and not args.data_dir and trained["dataset"] == "folder" != dataset:
-        data_dir = DATA_DIR  # nothing is downloaded among pictures
-    elif args.dataset is None and dataset in ("folder", "cifar10"):
-        # A copy of CIFAR-10 in folders may be gone where its own files are, or can be.
-        is_cifar = checkpoint["classes"] == CIFAR10_CLASSES
-        if is_cifar and args.data_dir is None and not Path(data_dir).exists():
-            data_dir = DATA_DIR
-        if dataset == "folder" or args.data_dir:
-            dataset = pick_dataset(None, data_dir)
-    elif args.dataset is None and args.data_dir and has_images(Path(data_dir)):
-        dataset = "folder"
+    dataset, data_dir = place_of_test_images(args, checkpoint)
     if dataset not in DATASETS:
         raise UserError(f"{args.ckpt} was trained on an unknown data set: --dataset")
     images, labels, names = load(dataset, data_dir, train=False)
@@ -603,18 +563,33 @@ def test_images(args, checkpoint):
     return dataset, images, labels, files
 
 
+def place_of_test_images(args, checkpoint):
+    """Their kind and their folder: what the options say, else as in the training."""
+    trained = checkpoint["args"]
+    kind, data_dir = trained["dataset"], args.data_dir or trained["data_dir"]
+    if args.dataset:
+        if kind == "folder" != args.dataset and not args.data_dir:
+            data_dir = DATA_DIR  # nothing is downloaded among pictures
+        return args.dataset, data_dir
+    if kind not in ("folder", "cifar10"):
+        are_pictures = args.data_dir and has_images(Path(data_dir))
+        return "folder" if are_pictures else kind, data_dir
+    # A copy of CIFAR-10 in folders may be gone where its own files are, or can be.
+    is_cifar = checkpoint["classes"] == CIFAR10_CLASSES
+    if is_cifar and args.data_dir is None and not Path(data_dir).exists():
+        data_dir = DATA_DIR
+    if kind == "folder" or args.data_dir:
+        kind = pick_dataset(None, data_dir)
+    return kind, data_dir
+
+
 def report(labels, scores, classes, **settings):
     """scikit-learn's classification report."""
     from sklearn.metrics import classification_report  # here, as it takes a second
 
-    return classification_report(
-        labels,
-        scores.argmax(1),
-        labels=range(len(classes)),
-        target_names=classes,
-        zero_division=0,
-        **settings,
-    )
+    numbers = range(len(classes))
+    settings |= {"labels": numbers, "target_names": classes, "zero_division": 0}
+    return classification_report(labels, scores.argmax(1), **settings)
 
 
 def print_origin(path, checkpoint):

@@ -40,6 +40,8 @@ LEFT_BEHIND = {
 APPLE = {".heic", ".heif"}  # suffixes of photos that Pillow does not read
 KEPT_FROM = 1000  # images of a folder: so many are kept in the cache
 KEPT = 4  # files there at most: the parts of two data sets
+# Where that is: by system the variable that may say so, and the usual place at home.
+CACHES = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}
 # What Pillow opens and then does not draw, or has another program draw.
 NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 LEAST_WHITE = 1 << 14  # of the brightest pixel of an image of 16 bits
@@ -88,25 +90,21 @@ class Listing(NamedTuple):
 def list_part(data_dir, part):
     """The `Listing` of the training or the test images of a folder."""
     data_dir = Path(data_dir)
-    folders = find_parts(data_dir, part)
+    folders, whole = find_parts(data_dir, part), find_part(data_dir, "train")
+    instead = f"--data-dir {whole} holds a fifth of it out as the test"
     if folders:
-        whole = find_part(data_dir, "train")
         if part == "test" and whole and not holds_classes(folders[0]):
             raise UserError(
-                f"no folder for each class in {folders[0]}: make them there, or --data-dir "
-                f"{whole} holds a fifth of it out as the test"
+                f"no folder for each class in {folders[0]}: make them there, or {instead}"
             )
         unread = folders[1:]
         if part == "train":  # and what is of neither part
             known = [*folders, *find_parts(data_dir, "test")]
             unread += [path for path in folders_in(data_dir) if path not in known]
         return list_images(folders[0])._replace(unread=[path.name for path in unread])
-    if find_part(data_dir, "train") or find_part(data_dir, "test"):
+    if whole or find_part(data_dir, "test"):
         names = " or ".join(f"{name}/" for name in PARTS[part])
-        remedy = ""
-        if part == "test":
-            whole = find_part(data_dir, "train")
-            remedy = f"; --data-dir {whole} holds a fifth of it out as the test"
+        remedy = f"; {instead}" if part == "test" else ""
         raise UserError(
             f"no images in {data_dir / part}: {data_dir} holds {contents_of(data_dir)}, "
             f"and no {names}{remedy}"
@@ -433,13 +431,8 @@ def state_of(listing):
 
 def cache_folder():
     """Where the system keeps what can be made again."""
-    if os.name == "nt":
-        parent = os.environ.get("LOCALAPPDATA", "")
-        usual = Path("AppData", "Local")
-    elif sys.platform == "darwin":
-        parent, usual = "", Path("Library", "Caches")
-    else:
-        parent, usual = os.environ.get("XDG_CACHE_HOME", ""), Path(".cache")
+    variable, usual = CACHES.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
+    parent = os.environ.get(variable, "")
     if not os.path.isabs(parent):  # as the XDG specification has it
         parent = Path.home() / usual
     return Path(parent) / "cifar10-under-200k"

@@ -28,6 +28,11 @@ class Row(NamedTuple):
     padding: int
     kind: str  # one of KINDS
 
+    @property
+    def window(self):
+        """What PyTorch's convolutions and pools take of it, in their order."""
+        return self.kernel, self.stride, self.padding, self.dilation
+
 
 def groups_of(channels):
     """How many groups group norm makes: 8, or the most below that part the channels evenly."""
@@ -204,40 +209,26 @@ class SqueezeExcitation(nn.Module):
 
 
 def plain(row, channels):
-    window = (row.kernel, row.stride, row.padding, row.dilation)
     layer = nn.Sequential()
-    layer.conv = Conv(channels, row.channels, *window)
+    layer.conv = Conv(channels, row.channels, *row.window)
     return layer
 
 
 def separable(row, channels):
     layer = nn.Sequential()
-    layer.depthwise = Depthwise(
-        channels, row.kernel, row.stride, row.padding, row.dilation
-    )
+    layer.depthwise = Depthwise(channels, *row.window)
     layer.pointwise = Conv(channels, row.channels, 1, 1, 0, 1)
     return layer
-
-
-def squeeze(row, channels):
-    return SqueezeExcitation(channels, squeezed=row.channels)
-
-
-def maxpool(row, channels):
-    return nn.MaxPool2d(row.kernel, row.stride, row.padding, row.dilation)
-
-
-def gap(row, channels):
-    return GlobalAverage()
 
 
 KINDS = {
     "plain": plain,  # a convolution
     "residual": plain,  # a convolution added to its own input
     "separable": separable,  # a depthwise convolution, then a 1x1
-    "squeeze": squeeze,  # squeeze-and-excitation; `channels` are those in between
-    "maxpool": maxpool,
-    "gap": gap,  # global average pooling
+    # Squeeze-and-excitation; the row's channels are those in between.
+    "squeeze": lambda row, channels: SqueezeExcitation(channels, row.channels),
+    "maxpool": lambda row, channels: nn.MaxPool2d(*row.window),
+    "gap": lambda row, channels: GlobalAverage(),  # global average pooling
 }
 KEEPS_CHANNELS = ("squeeze", "maxpool", "gap")
 # Of these, kernel, stride, dilation and padding say nothing.

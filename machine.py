@@ -19,7 +19,6 @@ import textwrap
 import time
 import weakref
 from datetime import timedelta
-from functools import partial
 from multiprocessing import resource_tracker
 from typing import NamedTuple
 
@@ -46,21 +45,15 @@ PRECISIONS = {
 WORKERS = weakref.WeakSet()  # the processes that loaders started
 
 
+# fmt: off
 def add_device_options(add):
     """Add --device and --amp, by an argument group's `add_argument`."""
-    add(
-        "--device",
-        choices=["auto", "cpu", "cuda", "mps"],
-        default="auto",
-        help="auto: cuda where there is one, else cpu; mps has not been tried yet",
-    )
-    add(
-        "--amp",
-        choices=["auto", *PRECISIONS],
-        default="auto",
+    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto",
+        help="auto: cuda where there is one, else cpu; mps has not been tried yet")
+    add("--amp", choices=["auto", *PRECISIONS], default="auto",
         help="precision; auto: bfloat16 where the device computes it fast, else float16 "
-        "on cuda and float32 (off) elsewhere",
-    )
+        "on cuda and float32 (off) elsewhere")
+# fmt: on
 
 
 def pick_device(name):
@@ -194,21 +187,15 @@ def compile_where_it_pays(training, choice, image_count, batches, world):
     if choice == "off" or (choice == "auto" and not is_worth_it):
         return False
     print("compiling the network, which takes a while")
-    nets = [training.net, *training.teachers]
-    eager = partial(use, nets, [None] * len(nets), [net.layout for net in nets])
-    for net in nets:
+    eager, compiled = [], []  # forms, as `use` takes them
+    for net in (training.net, *training.teachers):
+        eager.append((net, None, net.layout))
         net.compile(dynamic=False)  # code for each size by itself is the faster one
-    # On CPUs compiled kernels are faster so than in channels last.
-    layouts = [torch.contiguous_format if kind == "cpu" else net.layout for net in nets]
-    compiled = partial(use, nets, [net._compiled_call_impl for net in nets], layouts)
-    compiled()
-    trouble = None
-    try:
-        for images, labels in batches:
-            training.warm_up(images, labels)
-    except Exception as error:  # noqa: BLE001 - of many types, by what is missing
-        reason = textwrap.shorten(str(error) or type(error).__name__, 200)
-        trouble = f"warning   not compiled, as that fails here: {reason}"
+        # On CPUs compiled kernels are faster so than in channels last.
+        layout = torch.contiguous_format if kind == "cpu" else net.layout
+        compiled.append((net, net._compiled_call_impl, layout))
+    use(compiled)
+    trouble = what_fails(training, batches)
     is_fine = not any(world.gather([trouble]))  # and no process compiles any longer
     if is_fine and choice == "auto" and kind == "cpu":
         before, after = seconds_of_step(training, batches[0], (eager, compiled))
@@ -216,19 +203,29 @@ def compile_where_it_pays(training, choice, image_count, batches, world):
             times = f"{after:.3f} s a step, and {before:.3f} s without"
             trouble = f"note      not compiled, as that is slower here: {times}"
     troubles = [line for line in world.gather([trouble]) if line]
-    if not troubles:
-        return True
-    eager()
-    print(troubles[0])
-    return False
+    if troubles:
+        use(eager)
+        print(troubles[0])
+    return not troubles
 
 
-def use(nets, codes, layouts):
-    """Let networks run by what compile() made, or by None as they are, in these layouts."""
+def use(form):
+    """Let networks run in a form: of each (network, what compile() made or None, layout)."""
     # There is no undoing compile() but by what it set.
-    for net, code, layout in zip(nets, codes, layouts):
+    for net, code, layout in form:
         net._compiled_call_impl = code
         in_layout(net, layout)
+
+
+def what_fails(training, batches):
+    """A warning where a compiled network fails on one of the batches, else None."""
+    try:
+        for images, labels in batches:
+            training.warm_up(images, labels)
+    except Exception as error:  # noqa: BLE001 - of many types, by what is missing
+        reason = textwrap.shorten(str(error) or type(error).__name__, 200)
+        return f"warning   not compiled, as that fails here: {reason}"
+    return None
 
 
 def seconds_of_step(training, batch, forms):
@@ -239,7 +236,7 @@ def seconds_of_step(training, batch, forms):
     times = [[] for _ in forms]
     for _ in range(5):
         for form, own in zip(forms, times):
-            form()
+            use(form)
             training.warm_up(*batch)  # the first one after a change takes longer
             start = time.perf_counter()
             training.warm_up(*batch)

@@ -766,50 +766,32 @@ def print_computed(net):
 NETWORK = ("arch", "downsample", "norm", "activation", "dropout", "kernels")
 
 
+# fmt: off
 def add_network_options(parser):
     """Add the options of NETWORK."""
     add = parser.add_argument_group("network").add_argument
-    probability = number(float, 0, below=1)
     add("--arch", choices=ARCHS, default="default", help="a table or class of model.py")
     add("--downsample", choices=DOWNSAMPLE, default="dilated", help="how maps shrink")
-    add(
-        "--norm",
-        choices=NORMS,
-        help="normalisation (default: batch; of a class, its own)",
-    )
-    add(
-        "--kernels",
-        choices=KERNELS,
+    add("--norm", choices=NORMS, help="normalisation (default: batch; of a class, its own)")
+    add("--kernels", choices=KERNELS,
         help="mirrored: half of the kernels of each layer but the last are the mirror images "
         "of the others; free: none are (default: what ARCHS says; mirrored for default and "
-        "record)",
-    )
-    add(
-        "--activation",
-        choices=ACTIVATIONS,
-        help="activation (default: what ARCHS says, or relu; of a class, its own)",
-    )
-    add(
-        "--dropout",
-        type=probability,
-        help="dropout probability (default: that of the network)",
-    )
+        "record)")
+    add("--activation", choices=ACTIVATIONS,
+        help="activation (default: what ARCHS says, or relu; of a class, its own)")
+    add("--dropout", type=number(float, 0, below=1),
+        help="dropout probability (default: that of the network)")
+# fmt: on
 
 
 def main(argv=None):
     parser = Parser(description="Show a network and check the assignment's rules.")
     add_network_options(parser)
-    parser.add_argument(
-        "--plot",
-        nargs="?",
-        const="results/network.png",
-        metavar="FILE",
-        help="draw the network too, into results/network.png or another file",
-    )
-    parser.add_argument(
-        "--computed", action="store_true", help="print the rows as they run, too"
-    )
-    add_rules_option(parser.add_argument)
+    add = parser.add_argument
+    drawn = "draw the network too, into results/network.png or another file"
+    add("--plot", nargs="?", const="results/network.png", metavar="FILE", help=drawn)
+    add("--computed", action="store_true", help="print the rows as they run, too")
+    add_rules_option(add)
     args = parser.parse_args(argv)
     if args.plot:
         check_writable(args.plot)

@@ -29,7 +29,10 @@ def make_optimizers(net, head, args):
             f"note      the kernels of {count} layers are computed from other weights "
             "(parametrizations): SGD trains these, and not Muon"
         )
-    taken, of_norms = set(kernels), weights_of_norms(net)
+    taken, kinds = set(kernels), (nn.LayerNorm, nn.RMSNorm)
+    norms = [module for module in net.modules() if isinstance(module, kinds)]
+    # Those of norms may have several axes, and are no matrices.
+    of_norms = {weight for norm in norms for weight in norm.parameters()}
     matrices, vectors = [], []
     for weight in net.parameters():
         if weight in taken or not weight.requires_grad:
@@ -119,13 +122,6 @@ def count_computed(net):
             is_trained = any(weight.requires_grad for weight in layer.parameters())
             count += is_trained and not isinstance(layer.weight, nn.Parameter)
     return count
-
-
-def weights_of_norms(net):
-    """The weights of norms that may have several axes."""
-    kinds = (nn.LayerNorm, nn.RMSNorm)
-    norms = [module for module in net.modules() if isinstance(module, kinds)]
-    return {weight for norm in norms for weight in norm.parameters()}
 
 
 def mixing_kernels(net, head):

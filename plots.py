@@ -81,28 +81,30 @@ def plot_curves(history, title, targets, goal, path):
         if name == "accuracy" and goal is not None:
             label = f"{100 * goal:g} % of the assignment"
             axes.axhline(100 * goal, color="grey", linestyle="--", label=label)
-        axes.set(xlabel="epoch", ylabel=name if is_loss else f"{name} (%)")
-        axes.set_ylim(*what_matters(axes.get_lines(), is_loss))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+        finish_curves(axes, name)
         axes.legend(fontsize="small")
     save_figure(figure, path)
 
 
-def what_matters(lines, is_loss):
-    """The limits of an axis that shows all but the worst of the first epochs.
+def finish_curves(axes, metric):
+    """Name the axes of a metric by epoch, and show all but the worst of the first epochs.
 
     The first values are far off, and would flatten the rest.
     """
+    is_loss = metric.endswith("loss")
+    axes.set(xlabel="epoch", ylabel=metric if is_loss else f"{metric} (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
     later = []
-    for line in lines:
+    for line in axes.lines:
         heights = list(line.get_ydata())
         later += heights[len(heights) // 5 :]
-    finite = [value for value in later if math.isfinite(value)] or [0.0]
-    lowest, highest = min(finite), max(finite)
-    margin = 0.08 * (highest - lowest) or 0.1
-    top = math.inf if is_loss else 100
-    return max(0, lowest - margin), min(top, highest + margin)
+    if later:  # there may be nothing of this metric
+        finite = [value for value in later if math.isfinite(value)] or [0.0]
+        lowest, highest = min(finite), max(finite)
+        margin = 0.08 * (highest - lowest) or 0.1
+        top = math.inf if is_loss else 100
+        axes.set_ylim(max(0, lowest - margin), min(top, highest + margin))
 
 
 def plot_images(images, titles, columns, path, heading):

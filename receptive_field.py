@@ -141,9 +141,8 @@ def trace(net, size=SIDE):
 
 def uncompiled():
     """Let what torch.compile made run as it is written: the compiler hides what runs."""
-    if (
-        "torch._dynamo" not in sys.modules
-    ):  # nothing is compiled; to load it takes a second
+    # Where it is not loaded nothing is compiled; to load it takes a second.
+    if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
 
@@ -637,9 +636,8 @@ def avg_pool(call, input, kernel_size, stride=None, padding=0, *args, **kwargs):
 def max_pool(
     call, input, kernel_size, stride=None, padding=0, dilation=1, *args, **kwargs
 ):
-    return slide_window(
-        call, input, kernel_size, stride or kernel_size, padding, dilation
-    )
+    window = (kernel_size, stride or kernel_size, padding, dilation)
+    return slide_window(call, input, *window)
 
 
 @handles("adaptive_avg_pool2d adaptive_max_pool2d adaptive_max_pool2d_with_indices")

@@ -76,12 +76,8 @@ def checklist(net, nodes, accuracy=None, dataset="cifar10"):
 
 def add_rules_option(add):
     """Add --rules, which all scripts take that look at a network."""
-    add(
-        "--rules",
-        choices=["on", "off"],
-        default="on",
-        help="on: check the rules of the assignment",
-    )
+    about = "on: check the rules of the assignment"
+    add("--rules", choices=["on", "off"], default="on", help=about)
 
 
 def count_parameters(module):

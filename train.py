@@ -34,11 +34,11 @@ from checkpoint import (
     Files,
     History,
     check_restorable,
-    check_resumable,
     describe,
     go_on,
     left_behind,
     load_checkpoint,
+    load_resumable,
     restore,
     start_from,
 )
@@ -244,8 +244,7 @@ def parse_arguments(argv):
     check_together(given)
     checkpoint, kept = None, {}
     if "resume" in given:
-        checkpoint = load_checkpoint(given["resume"], named_by="--resume")
-        check_resumable(checkpoint, given["resume"])
+        checkpoint = load_resumable(given["resume"], named_by="--resume")
         kept = kept_by(checkpoint, parser, defaults)
         if "ckpt" in given or "out" in given:
             kept["name"] = None  # or it would say where to write
@@ -688,9 +687,7 @@ def command_to_go_on(last, args):
         if getattr(args, name) != "auto":
             options += [option_of(name), getattr(args, name)]
     if "MAKELEVEL" in os.environ and re.fullmatch(r"[\w ./:-]+", last.as_posix()):
-        options[1] = (
-            last.as_posix()
-        )  # a backslash would mean something else to its shell
+        options[1] = last.as_posix()  # to its shell a backslash means something else
         return f'make train ARGS="{shlex.join(options)}"'
     # As it was started, maybe from another folder; the tools end in train.py, too.
     script = sys.argv[0] if Path(sys.argv[0]).name == "train.py" else "train.py"

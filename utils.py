@@ -51,16 +51,13 @@ def run(main):
     except BrokenPipeError:  # of `... | head`; the flush at exit must not fail as well
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except UserError as error:
+    except (UserError, PermissionError) as error:
+        if isinstance(error, PermissionError):  # of Path.exists and others, before 3.14
+            if error.filename is None:
+                raise
+            error = OwnError(f"no permission for {error.filename}")
         message = f"{Path(sys.argv[0]).name}: error: {error}"
         complain(message, in_any_process=isinstance(error, OwnError))
-        sys.exit(2)
-    except PermissionError as error:  # which Path.exists and others raise, before 3.14
-        if error.filename is None:
-            raise
-        name = Path(sys.argv[0]).name
-        message = f"{name}: error: no permission for {error.filename}"
-        complain(message, in_any_process=True)
         sys.exit(2)
     except KeyboardInterrupt:
         complain("interrupted")

@@ -83,9 +83,8 @@ def draw_values(step, shape):
         return None
     shift = step._get_translate_params(shape)
     shear = step._get_shear_params()
-    scale = step._get_scale(
-        step.scale, step.keep_ratio, step.balanced_scale, step.py_random
-    )
+    settings = (step.keep_ratio, step.balanced_scale, step.py_random)
+    scale = step._get_scale(step.scale, *settings)
     degrees = step.py_random.uniform(*step.rotate)
     return (*both(shift), *both(shear), *both(scale), degrees)
 
@@ -125,15 +124,11 @@ def move(draw, images):
     fill = step.fill
     if isinstance(fill, (int, float)):
         fill = [fill] * images.shape[3]
+    settings = {"flags": step.interpolation, "borderMode": step.border_mode}
+    settings["borderValue"] = fill
     for place, matrix in zip(draw.places, matrices(draw.values, height, width)):
-        images[place] = cv2.warpAffine(
-            images[place],
-            matrix[:2],
-            (width, height),
-            flags=step.interpolation,
-            borderMode=step.border_mode,
-            borderValue=fill,
-        )
+        source, size = images[place], (width, height)
+        images[place] = cv2.warpAffine(source, matrix[:2], size, **settings)
 
 
 def matrices(values, height, width):
@@ -251,13 +246,11 @@ class OnDevice(Loader):
     def __init__(self, data, device, **settings):
         super().__init__(Draws(data), **settings)
         self.device = device
+        last = data.transform.transforms[-1]
+        fill = getattr(last, "fill", 0)  # it may be no hole
         # Copied once: for each batch it would have to wait for the device.
-        fill = getattr(
-            data.transform.transforms[-1], "fill", 0
-        )  # the last may be no hole
-        self.fill = torch.tensor(fill, dtype=torch.float32, device=device).view(
-            -1, 1, 1
-        )
+        fill = torch.tensor(fill, dtype=torch.float32, device=device)
+        self.fill = fill.view(-1, 1, 1)
         self.images = data.images.permute(0, 3, 1, 2).contiguous().to(device)
 
     def __iter__(self):

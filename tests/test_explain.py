@@ -756,6 +756,21 @@ def test_an_export_that_does_not_run_ends_in_a_line(trained, fails, monkeypatch)
     assert "much more" not in errors
 
 
+def test_an_export_that_gives_no_numbers_is_not_written(trained, fails, monkeypatch):
+    nothing = np.full((5, 10), np.nan, np.float32)
+    session = SimpleNamespace(run=lambda _, given: [nothing[: len(given["images"])]])
+    runtime = SimpleNamespace(InferenceSession=lambda *_, **settings: session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    monkeypatch.setitem(sys.modules, "onnxscript", SimpleNamespace())
+    metadata = SimpleNamespace(add=SimpleNamespace)
+    model = SimpleNamespace(metadata_props=metadata, SerializeToString=bytes)
+    program = SimpleNamespace(model_proto=model)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **settings: program)
+    options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
+    errors = fails(evaluate.main, *options)
+    assert "onnxruntime gives other probabilities, by up to nan" in errors
+
+
 def test_export_is_the_same_network(trained, call, fails, monkeypatch):
     """In onnxruntime, which knows nothing of PyTorch; one that is not is not written."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="--export needs it")

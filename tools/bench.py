@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 from collections import deque
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import torch
@@ -242,19 +242,17 @@ def bench_steps(data, device, precision):
     choices = ["off"]
     if pick_precision(device, precision) != torch.float32:
         choices.append(precision)
-    for amp in choices:
-        for compiled in (False, True):
-            for channels_last in (False, True):
-                loop = OurLoop(data, device, "default", amp, compiled, channels_last)
-                if compiled and not loop.is_compiled:
-                    continue
-                (time,) = seconds(loop.steps)
-                name = str(loop.dtype).removeprefix("torch.")
-                name += ", compiled" if compiled else ", eager"
-                name += ", channels last" if channels_last else ", contiguous"
-                show(name, COUNT / time)
-                if COUNT / time > best:
-                    best, fastest = COUNT / time, loop
+    for amp, compiled, channels_last in product(choices, (False, True), (False, True)):
+        loop = OurLoop(data, device, "default", amp, compiled, channels_last)
+        if compiled and not loop.is_compiled:
+            continue
+        (time,) = seconds(loop.steps)
+        name = str(loop.dtype).removeprefix("torch.")
+        name += ", compiled" if compiled else ", eager"
+        name += ", channels last" if channels_last else ", contiguous"
+        show(name, COUNT / time)
+        if COUNT / time > best:
+            best, fastest = COUNT / time, loop
     return fastest
 
 
@@ -282,9 +280,8 @@ def main(argv=None):
     plain.training.optimizers[1] = PyTorchsMuon(plain.training.optimizers[1])
     del plain.training.schedules[1]  # that of the one before
     loops = published.epoch, reference.epoch, plain.epoch, ours.epoch, fastest.steps
-    published, reference, plain, ours, steps = (
-        COUNT / time for time in seconds(*loops, rounds=5)
-    )
+    rates = [COUNT / time for time in seconds(*loops, rounds=5)]
+    published, reference, plain, ours, steps = rates
     show("published loop, reference network", published)
     named = {
         "this loop, reference network": reference,

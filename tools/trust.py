@@ -38,40 +38,30 @@ class Jpeg(A.ImageCompression):
     """JPEG, whose colours albumentations takes in the order blue, green, red."""
 
     def apply(self, image, *settings, **named):
-        exchanged = super().apply(
-            np.ascontiguousarray(image[..., ::-1]), *settings, **named
-        )
-        return exchanged[..., ::-1]
+        exchanged = np.ascontiguousarray(image[..., ::-1])
+        return super().apply(exchanged, *settings, **named)[..., ::-1]
 
 
 BLOCKS = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_NEAREST_EXACT}
+MIRRORED = cv2.BORDER_REFLECT_101
 # Each with three severities, the mildest first.
 CORRUPTIONS = {
     "Gaussian noise": [A.GaussNoise((std, std)) for std in (0.04, 0.08, 0.10)],
     "shot noise": [A.ShotNoise((1 / n, 1 / n)) for n in (500, 100, 50)],
     "impulse noise": [A.SaltAndPepper((n, n), (0.5, 0.5)) for n in (0.01, 0.03, 0.07)],
     "defocus": [A.Defocus((1, 1), (alias, alias)) for alias in (0.3, 0.5, 0.8)],
-    "glass": [
-        A.GlassBlur(s, 1, n, mode="exact") for s, n in ((0.05, 1), (0.4, 1), (0.4, 2))
-    ],
+    "glass": [A.GlassBlur(s, 1, n, mode="exact") for s, n in ((0.05, 1), (0.4, 1), (0.4, 2))],
     "motion": [A.MotionBlur((side, side)) for side in (3, 5, 7)],
     "zoom": [A.ZoomBlur((n, n), (0.01, 0.01)) for n in (1.06, 1.16, 1.26)],
     "snow": [A.RandomSnow(n, (0.1, 0.1)) for n in (1.2, 1.6, 2)],
     "spatter": [A.Spatter(intensity=(n, n)) for n in (0.2, 0.4, 0.6)],
     "fog": [A.RandomFog(n, (1, 1)) for n in (0.02, 0.05, 0.1)],
-    "brightness": [
-        A.RandomBrightnessContrast((n, n), (0, 0)) for n in (0.05, 0.15, 0.3)
-    ],
-    "contrast": [
-        A.ColorJitter((1, 1), (n, n), (1, 1), (0, 0)) for n in (0.75, 0.4, 0.15)
-    ],
-    "elastic": [
-        A.ElasticTransform(n, 4, border_mode=cv2.BORDER_REFLECT_101)
-        for n in (10, 20, 30)
-    ],
+    "brightness": [A.RandomBrightnessContrast((n, n), (0, 0)) for n in (0.05, 0.15, 0.3)],
+    "contrast": [A.ColorJitter((1, 1), (n, n), (1, 1), (0, 0)) for n in (0.75, 0.4, 0.15)],
+    "elastic": [A.ElasticTransform(n, 4, border_mode=MIRRORED) for n in (10, 20, 30)],
     "pixelate": [A.Downscale((n, n), BLOCKS) for n in (0.95, 0.85, 0.65)],
     "JPEG": [Jpeg("jpeg", (n, n)) for n in (80, 58, 40)],
-}
+}  # fmt: skip
 
 
 def corrupted(images, step):
@@ -126,12 +116,11 @@ def print_calibration(scores, labels):
 
 def main(argv=None):
     parser = utils.Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", default="best.pt", help="the trained network")
-    parser.add_argument(
-        "--dataset", choices=DATASETS, help="default: that of the training"
-    )
-    parser.add_argument("--data-dir", help="folder of the images")
-    add_device_options(parser.add_argument)
+    add = parser.add_argument
+    add("--ckpt", default="best.pt", help="the trained network")
+    add("--dataset", choices=DATASETS, help="default: that of the training")
+    add("--data-dir", help="folder of the images")
+    add_device_options(add)
     args = parser.parse_args(argv)
     device = pick_device(args.device)
     precision = pick_precision(device, args.amp)
