@@ -739,19 +739,26 @@ def test_export_names_the_packages_that_lack(trained, fails, monkeypatch):
     assert "python -m pip install onnx onnxscript onnxruntime (import of " in errors
 
 
-def test_an_export_that_does_not_run_ends_in_a_line(trained, fails, monkeypatch):
-    def fail(*_, **settings):
-        raise RuntimeError("ShapeInferenceError: no such operator\nand much more")
+EXPORT = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
 
-    runtime = SimpleNamespace(InferenceSession=fail)
+
+def run_exported_by(monkeypatch, session):
+    """Let what --export makes be nothing, and onnxruntime's session be this function."""
+    runtime = SimpleNamespace(InferenceSession=session)
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     monkeypatch.setitem(sys.modules, "onnxscript", SimpleNamespace())
     metadata = SimpleNamespace(add=SimpleNamespace)
     model = SimpleNamespace(metadata_props=metadata, SerializeToString=bytes)
     program = SimpleNamespace(model_proto=model)
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **settings: program)
-    options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
-    errors = fails(evaluate.main, *options)
+
+
+def test_an_export_that_does_not_run_ends_in_a_line(trained, fails, monkeypatch):
+    def fail(*_, **settings):
+        raise RuntimeError("ShapeInferenceError: no such operator\nand much more")
+
+    run_exported_by(monkeypatch, fail)
+    errors = fails(evaluate.main, *EXPORT)
     assert "cannot run the exported network: ShapeInferenceError: no such op" in errors
     assert "much more" not in errors
 
@@ -759,15 +766,8 @@ def test_an_export_that_does_not_run_ends_in_a_line(trained, fails, monkeypatch)
 def test_an_export_that_gives_no_numbers_is_not_written(trained, fails, monkeypatch):
     nothing = np.full((5, 10), np.nan, np.float32)
     session = SimpleNamespace(run=lambda _, given: [nothing[: len(given["images"])]])
-    runtime = SimpleNamespace(InferenceSession=lambda *_, **settings: session)
-    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    monkeypatch.setitem(sys.modules, "onnxscript", SimpleNamespace())
-    metadata = SimpleNamespace(add=SimpleNamespace)
-    model = SimpleNamespace(metadata_props=metadata, SerializeToString=bytes)
-    program = SimpleNamespace(model_proto=model)
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **settings: program)
-    options = ["--ckpt", "results/a/best.pt", "--export", "own.onnx"]
-    errors = fails(evaluate.main, *options)
+    run_exported_by(monkeypatch, lambda *_, **settings: session)
+    errors = fails(evaluate.main, *EXPORT)
     assert "onnxruntime gives other probabilities, by up to nan" in errors
 
 
