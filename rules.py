@@ -339,7 +339,8 @@ def asked_for(rules):
 
 def print_checklist(rules):
     """Print the rules, one per line, and return whether all of them passed."""
-    rules, marks = asked_for(rules), {True: "pass", False: "FAIL", None: "?   "}
+    rules = asked_for(rules)
+    marks = {True: "pass", False: "FAIL", None: "?   "}
     print("\nThe assignment's rules")
     for rule in rules:
         print(f"  {marks[rule.passed]}  {rule.text:28}{rule.value}")
