@@ -498,6 +498,7 @@ def describe(options, images, training, on_device):
     """
     made_with = provenance(training.device, training.dtype)
     made_with["augmentation"] = "on the device" if on_device else "on the CPU"
+    made_with["cuda_graph"] = training.replay.is_on
     made_with["processes"] = training.world.size
     sizes = {name: len(labels) for name, (_, labels) in images.splits.items()}
     made_with["images"] = sizes

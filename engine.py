@@ -3,16 +3,18 @@
 import contextlib
 import copy
 import math
+import random
 import warnings
 from itertools import count
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from machine import ALONE
-from optim import STEPPED_EACH_BATCH, AllOrNone, make_optimizers, make_schedules
+from optim import STEPPED_EACH_BATCH, AllOrNone, Muon, make_optimizers, make_schedules
 from utils import SIDE, UserError, progress
 
 SMALL = 3 * SIDE // 4  # the side of the images of the first epochs, by --small
@@ -144,6 +146,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_scaled)
         trained = [weight for weight in net.parameters() if weight.requires_grad]
         self.stepper = AllOrNone(self.optimizers, trained)
+        self.replay = Replay(self)
         if is_scaled:  # where the scale is too high at first, the first step is skipped
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
 
@@ -171,12 +174,17 @@ class Training:
 
         Both are tensors, since to read them is to wait for the device.
         """
-        loss, right = self.backward(images, labels)
-        self.scaler.step(self.stepper)
-        self.scaler.update()
+        loss, right = self.replay.update(images, labels)
         if self.args.schedule in STEPPED_EACH_BATCH:
             for schedule in self.schedules:
                 schedule.step()
+        return loss, right
+
+    def update(self, images, labels):
+        """What the device does in a step: gradients, weights, their average; see `step`."""
+        loss, right = self.backward(images, labels)
+        self.scaler.step(self.stepper)
+        self.scaler.update()
         self.ema.update()
         return loss, right
 
@@ -244,6 +252,123 @@ class Training:
         self.ema.updates = state["averaged"]
         if state.get("scaler"):  # empty after a training in another precision
             self.scaler.load_state_dict(state["scaler"])
+
+
+class Replay:
+    """The updates of a `Training`, recorded once as a CUDA graph and then replayed.
+
+    An update of a small network is a thousand short kernels. To launch them one by one takes
+    the CPU several times as long as they run on a fast GPU; a graph launches them all at once.
+    What Python does in it is done once, when it is recorded: an update is not recorded where
+    Python draws random numbers, counts or puts new tensors in the place of others.
+    """
+
+    WARM_UP = 3  # updates as usual, in which libraries and optimizers set themselves up
+
+    def __init__(self, training):
+        self.training = training
+        self.is_on = can_replay(training)
+        self.shape, self.seen, self.graph = None, 0, None
+
+    def update(self, images, labels):
+        """As `Training.update`."""
+        if self.is_on and images.shape != self.shape:
+            self.shape, self.seen, self.graph = images.shape, 0, None
+        if self.is_on and self.seen == self.WARM_UP and self.graph is None:
+            self.record(images, labels)
+        if self.graph is None:
+            return self.watch(images, labels)
+        for place, value in zip(self.places, (images, labels), strict=True):
+            place.copy_(value)
+        for group, rate in self.rates:
+            rate.fill_(group["lr"])
+        self.graph.replay()
+        self.training.ema.updates += 1
+        return tuple(result.clone() for result in self.results)
+
+    def watch(self, images, labels):
+        """An update as usual; it decides whether the next ones may be recorded."""
+        if not self.is_on:
+            return self.training.update(images, labels)
+        before = state_of_python(self.training.net)
+        results = self.training.update(images, labels)
+        self.seen += 1
+        if state_of_python(self.training.net) != before:
+            self.is_on = False
+            print("note      no CUDA graph: a step draws or keeps numbers in Python")
+        return results
+
+    def record(self, images, labels):
+        """Make the graph of an update, which does not take place yet."""
+        training, graph = self.training, torch.cuda.CUDAGraph()
+        self.places = images.clone(), labels.clone()
+        groups, updates = groups_of(training), training.ema.updates
+        before = [dict(group) for group in groups]
+        self.rates = []
+        for group in groups:  # on the device: a number of Python's would stay as it is
+            rate = torch.zeros((), device=images.device)
+            group |= {"lr": rate, "fused": True}  # as PyTorch's SGD wants such a rate
+            self.rates.append((group, rate))
+        try:
+            # Only this thread: the loader's copies are no part of it.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.results = training.update(*self.places)
+            self.graph = graph
+        except RuntimeError as error:
+            self.is_on = False
+            reason = str(error).splitlines()[0]
+            print(f"warning   no CUDA graph, as that fails here: {reason}")
+        finally:
+            training.ema.updates = updates
+            for group, values in zip(groups, before, strict=True):
+                group.clear()
+                group.update(values)
+
+
+def can_replay(training):
+    """Whether the updates of a `Training` may be recorded as a CUDA graph.
+
+    Tables of layers and the like may, but not a class of one's own, whose Python may decide
+    anew each time. float16 has to read from the device whether to skip an update.
+    """
+    args = training.args
+    return (
+        args.cuda_graph == "auto"
+        and training.device.type == "cuda"
+        and training.world.size == 1
+        and isinstance(training.net.body, torch.nn.Sequential)
+        and not training.scaler.is_enabled()
+        and not args.deterministic
+        and all(isinstance(one, (torch.optim.SGD, Muon)) for one in training.optimizers)
+    )
+
+
+def groups_of(training):
+    """The groups of weights of all optimizers of a `Training`."""
+    return [group for one in training.optimizers for group in one.param_groups]
+
+
+def state_of_python(net):
+    """What replaying an update would leave as it is: draws on the CPU, numbers, tensors."""
+    name, keys, *place = np.random.get_state()
+    draws = [
+        random.getstate(),
+        torch.get_rng_state().tolist(),
+        name,
+        keys.tolist(),
+        *place,
+    ]
+    tensors = [id(tensors[name]) for tensors, name in places_of(net)]
+    numbers = []
+    for module in net.modules():
+        numbers.append(
+            {
+                key: value
+                for key, value in vars(module).items()
+                if isinstance(value, (int, float))
+            }
+        )
+    return draws, tensors, numbers
 
 
 def train_one_epoch(training, loader, epoch):

@@ -165,9 +165,10 @@ class Muon(torch.optim.Optimizer):
                 updates = orthogonal(updates)
             rows, columns = shape[0] * (2 if is_mirrored else 1), shape[1:].numel()
             rate = group["lr"] * max(1, rows / columns) ** 0.5
+            updates.mul_(rate)  # which is a tensor in a CUDA graph, and so no `alpha`
             for kernel, update in zip(kernels, updates):
                 kernel.mul_(1 - group["lr"] * group["weight_decay"])
-                kernel.sub_(update, alpha=rate)
+                kernel.sub_(update)
 
     def momenta(self, kernels, momentum):
         """The gradients of kernels of one shape, with Nesterov momentum: (N, *shape)."""

@@ -116,8 +116,8 @@ from whole_batch import augments_on_device
 # The options, each with its type, its default and what it does. A checkpoint keeps all but
 # those of one command alone.
 NOT_KEPT = (
-    "augment", "device", "dry_run", "find_lr", "is_continued", "resume", "rules", "seeds",
-    "workers",
+    "augment", "cuda_graph", "device", "dry_run", "find_lr", "is_continued", "resume",
+    "rules", "seeds", "workers",
 )  # fmt: skip
 MAY_MOVE = ("data_dir", "teacher", "name", "ckpt", "out")  # at --resume
 SMALL_BATCH = 32  # for few images
@@ -205,6 +205,9 @@ def add_machine_options(add):
     add("--compile", choices=["auto", "on", "off"], default="auto",
         help="auto: where the training is long enough to win it back: on CUDA, and on CPUs "
         "in bfloat16 that are faster with it")
+    add("--cuda-graph", choices=["auto", "off"], default="auto",
+        help="auto: on CUDA the step of a table is recorded once, then replayed; give off "
+        "where your edit of a step decides something anew each time")
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
     add("--deterministic", action="store_true", help="same bits every time on CUDA too")
 
@@ -683,7 +686,8 @@ def command_to_go_on(last, args):
     dollar would mean something else to make.
     """
     options = ["--resume", str(last)]
-    for name in ("device", "augment"):  # which decide bits, and no checkpoint keeps
+    # Those that decide bits, and that no checkpoint keeps.
+    for name in ("device", "augment", "cuda_graph"):
         if getattr(args, name) != "auto":
             options += [option_of(name), getattr(args, name)]
     if "MAKELEVEL" in os.environ and re.fullmatch(r"[\w ./:-]+", last.as_posix()):
@@ -703,6 +707,7 @@ def print_header(args, title, rules, made_with, optimizers):
     compiled = "compiled" if made_with["compiled"] else "not compiled"
     on_device = made_with["augmentation"] == "on the device"
     augments = ", augments there" if on_device else ""
+    replays = ", one CUDA graph a step" if made_with["cuda_graph"] else ""
     epochs = f"{args.epochs} epochs"
     if small := small_epochs(args):
         epochs += f", the first {small} on {SMALL}x{SMALL} pixels"
@@ -722,7 +727,7 @@ def print_header(args, title, rules, made_with, optimizers):
         print("frozen    all weights but those of the last layer")
     print(
         f"data      {args.dataset}: {sizes} images\n"
-        f"device    {made_with['device']}, {made_with['precision']}, {compiled}{augments}\n"
+        f"device    {made_with['device']}, {made_with['precision']}, {compiled}{augments}{replays}\n"
         f"versions  {versions}\n"
         f"training  {epochs}, batches of {args.batch_size}, "
         f"{args.optimizer}, {args.schedule}, seed {args.seed}\n"

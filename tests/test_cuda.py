@@ -53,7 +53,7 @@ def compare_gradients(arch):
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
         net = build(arch, "dilated", "batch", dropout=0.0).double().to(device)
-        scores = net(images.to(device))
+        scores = net(images.double().to(device))
         F.cross_entropy(scores, labels.to(device)).backward()
         gradients = [weight.grad.cpu() for weight in net.parameters()]
         found.append([scores.detach().cpu(), *gradients])
@@ -88,6 +88,20 @@ def test_training_learns_in_each_precision(tmp_path, amp, precision):
         assert result.returncode == 0, result.stderr
         figures = json.loads((tmp_path / "figures.json").read_text())
         assert figures["accuracy"] == pytest.approx(accuracy, abs=0.02)
+
+
+def test_a_cuda_graph_trains_like_single_steps(tmp_path):
+    found = []
+    for choice, said in (("auto", True), ("off", False)):
+        folder, options = tmp_path / choice, ["--amp", "off", "--cuda-graph", choice]
+        assert (", one CUDA graph a step" in train_on_gpu(folder, *options)) == said
+        with open(folder / "results" / "history.csv") as file:
+            found.append(list(csv.DictReader(file)))
+    for replayed, single in zip(*found, strict=True):
+        loss = float(single["train_loss"])
+        assert float(replayed["train_loss"]) == pytest.approx(loss, rel=0.03)
+        assert replayed["lr"] == single["lr"]
+    assert last_accuracy(tmp_path / "auto") > 0.9
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process")

@@ -1,7 +1,10 @@
 """Optimizers, schedules, averaged weights, and the step."""
 
+import contextlib
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -549,3 +552,148 @@ class TorchCalls(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         self.names.append(getattr(function, "__name__", ""))
         return function(*args, **(kwargs or {}))
+
+
+class Graph:
+    """In the place of a CUDA graph: it replays what was called while it was recorded."""
+
+    @contextlib.contextmanager
+    def record(self, own):
+        update, groups = own.update, engine.groups_of(own)
+
+        def recorded(*places):
+            settings = [dict(group) for group in groups]
+            results = torch.zeros(()), torch.zeros((), dtype=torch.long)
+
+            def replay():
+                now = [dict(group) for group in groups]
+                for group, values in zip(groups, settings):
+                    group |= values
+                for place, value in zip(results, update(*places)):
+                    place.copy_(value)
+                for group, values in zip(groups, now):
+                    group.clear()
+                    group |= values
+                own.ema.updates -= 1  # which a graph does not count
+
+            self.replay = replay
+            own.ema.updates += 1  # what recording leaves behind
+            return results
+
+        own.update = recorded
+        yield
+        own.update = update
+
+
+def replaying(own, monkeypatch):
+    """Let a training on the CPU replay its updates; returns the graphs that it made."""
+    made = []
+    monkeypatch.setattr(
+        torch.cuda, "CUDAGraph", lambda: made.append(Graph()) or made[-1]
+    )
+    monkeypatch.setattr(
+        torch.cuda, "graph", lambda graph, capture_error_mode: graph.record(own)
+    )
+    own.replay.is_on = True
+    return made
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
+def test_replayed_updates_are_those_of_python(monkeypatch, optimizer):
+    """Each with the images, labels and rates of its own step, also of another size."""
+    generator = torch.Generator().manual_seed(1)
+    batches = []
+    for step in range(12):
+        side = 24 if step < 6 else 32
+        images = torch.randint(0, 256, (8, 3, side, side), generator=generator)
+        batches.append((images, torch.randint(0, 10, (8,), generator=generator)))
+    found = []
+    for is_replayed in (False, True):
+        torch.manual_seed(0)
+        own = start("--optimizer", optimizer, "--weight-decay", 0.05, steps=12)
+        made = replaying(own, monkeypatch) if is_replayed else None
+        own.start_epoch()
+        metrics = []
+        for images, labels in batches:
+            metrics += [one.item() for one in own.step(images, labels)]
+        weights = [*own.net.state_dict().values(), *own.ema.net.state_dict().values()]
+        found.append([metrics, weights, own.ema.updates])
+        assert all(isinstance(group["lr"], float) for group in engine.groups_of(own))
+    (metrics, weights, updates), (replayed, others, counted) = found
+    assert len(made) == 2
+    assert replayed == pytest.approx(metrics, rel=1e-3)
+    assert counted == updates == 12
+    for weight, other in zip(weights, others, strict=True):
+        torch.testing.assert_close(other, weight, rtol=1e-3, atol=1e-4)
+
+
+class Deciding(nn.Sequential):
+    """Draws or keeps something in each pass that replaying would leave as it was."""
+
+    def __init__(self, what):
+        super().__init__(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1))
+        self.what, self.count = what, 0
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x):
+        if self.what == "random":
+            x = x * random.random()
+        elif self.what == "numpy":
+            x = x * np.random.rand()
+        elif self.what == "torch":
+            x = x * torch.rand(())
+        elif self.what == "count":
+            self.count += 1
+        elif self.what == "buffer":
+            self.mean = self.mean + x.detach().mean()
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("what", ["random", "numpy", "torch", "count", "buffer", ""])
+def test_what_python_decides_is_not_replayed(monkeypatch, capsys, what):
+    monkeypatch.setitem(ARCHS, "deciding", lambda classes: Deciding(what))
+    net = build("deciding", "dilated", None, None)
+    own = start("--optimizer", "sgd", arch="deciding", net=net)
+    made = replaying(own, monkeypatch)
+    for _ in range(5):
+        own.step(IMAGES, LABELS)
+    assert len(made) == (what == "")
+    assert capsys.readouterr().out.count("no CUDA graph") == (what != "")
+
+
+def test_a_graph_that_fails_is_said(monkeypatch, capsys):
+    own = start("--optimizer", "sgd")
+    replaying(own, monkeypatch)
+
+    def fail(graph, capture_error_mode):
+        raise RuntimeError("operation not permitted\nand more")
+
+    monkeypatch.setattr(torch.cuda, "graph", fail)
+    losses = [own.step(IMAGES, LABELS)[0].item() for _ in range(6)]
+    assert len(set(losses)) == 6
+    assert own.ema.updates == 6
+    line = "warning   no CUDA graph, as that fails here: operation not permitted\n"
+    assert capsys.readouterr().out == line
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "expected"),
+    [
+        ([], torch.bfloat16, True),
+        ([], torch.float32, True),
+        ([], torch.float16, False),
+        (["--cuda-graph", "off"], torch.bfloat16, False),
+        (["--deterministic"], torch.bfloat16, False),
+        (["--optimizer", "adamw"], torch.bfloat16, False),
+        (["--arch", "own"], torch.bfloat16, False),
+    ],
+)
+def test_what_is_recorded_as_a_graph(options, dtype, expected):
+    own = start(
+        *options,
+        net=build("own" if "own" in options else "small", "dilated", None, None),
+    )
+    assert not engine.can_replay(own)  # on the CPU
+    own.device = torch.device("cuda")
+    own.scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    assert engine.can_replay(own) == expected

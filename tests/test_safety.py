@@ -605,7 +605,7 @@ def test_how_to_go_on_is_a_command_that_works(monkeypatch, level, system, comman
         monkeypatch.setenv("MAKELEVEL", level)
     monkeypatch.setattr(sys, "argv", ["my cifar/train.py"])
     monkeypatch.setattr(train, "os", SimpleNamespace(environ=os.environ, name=system))
-    args = SimpleNamespace(device="auto", augment="auto")
+    args = SimpleNamespace(device="auto", augment="auto", cuda_graph="auto")
     last = PureWindowsPath("results", "quick", "last.pt")
     assert train.command_to_go_on(last, args) == command
 
