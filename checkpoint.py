@@ -582,6 +582,8 @@ def go_on(checkpoint, run, training, files):
     if "init_sha256" in before:  # it began from that one, whatever is there now
         run["made_with"]["init_sha256"] = before["init_sha256"]
     for name, value in run["made_with"].items():
+        if name == "cuda_graph":  # it may turn out that there can be none
+            continue
         if value != before.get(name, value):  # older versions kept fewer
             print(f"note      {name} was {before[name]}: weights may differ a little")
     if files.are_written:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import pickle
 import random
 import warnings
 from itertools import count
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from machine import ALONE
+from machine import ALONE, is_out_of_memory
 from optim import STEPPED_EACH_BATCH, AllOrNone, Muon, make_optimizers, make_schedules
 from utils import SIDE, UserError, progress
 
@@ -146,7 +147,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_scaled)
         trained = [weight for weight in net.parameters() if weight.requires_grad]
         self.stepper = AllOrNone(self.optimizers, trained)
-        self.replay = Replay(self)
+        self.replay = Replay(can_replay(self))
         if is_scaled:  # where the scale is too high at first, the first step is skipped
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
 
@@ -162,19 +163,18 @@ class Training:
         itself is its own affair.
         """
         self.net.train()
-        if not self.args.freeze:
-            return
-        for module in self.net.modules():
+        for module in self.net.modules() if self.args.freeze else ():
             tensors = [*module.parameters(), *module.buffers()]
             if tensors and not any(tensor.requires_grad for tensor in tensors):
                 module.eval()
+        self.replay.check(self)
 
     def step(self, images, labels):
         """One step; returns the batch's loss and the number of right answers.
 
         Both are tensors, since to read them is to wait for the device.
         """
-        loss, right = self.replay.update(images, labels)
+        loss, right = self.replay.run(self, images, labels)
         if self.args.schedule in STEPPED_EACH_BATCH:
             for schedule in self.schedules:
                 schedule.step()
@@ -259,50 +259,65 @@ class Replay:
 
     An update of a small network is a thousand short kernels. To launch them one by one takes
     the CPU several times as long as they run on a fast GPU; a graph launches them all at once.
-    What Python does in it is done once, when it is recorded: an update is not recorded where
-    Python draws random numbers, counts or puts new tensors in the place of others.
+    What Python decides in it is decided once for each size of images, when it is recorded. So
+    it is not recorded where Python draws random numbers, counts, or puts new tensors in the
+    place of others, and no longer replayed when the settings have changed.
     """
 
     WARM_UP = 3  # updates as usual, in which libraries and optimizers set themselves up
 
-    def __init__(self, training):
-        self.training = training
-        self.is_on = can_replay(training)
-        self.shape, self.seen, self.graph = None, 0, None
+    def __init__(self, is_on):
+        self.is_on = is_on
+        self.shape, self.warmed, self.graph = None, 0, None
 
-    def update(self, images, labels):
+    def run(self, training, images, labels):
         """As `Training.update`."""
         if self.is_on and images.shape != self.shape:
-            self.shape, self.seen, self.graph = images.shape, 0, None
-        if self.is_on and self.seen == self.WARM_UP and self.graph is None:
-            self.record(images, labels)
+            self.shape, self.warmed, self.graph = images.shape, 0, None
+        if self.graph and settings_of(training) != self.settings:
+            self.give_up("the settings of a step have changed")
+        if not self.is_on:
+            return training.update(images, labels)
+        if self.warmed < self.WARM_UP:
+            return self.watch(training, images, labels)
         if self.graph is None:
-            return self.watch(images, labels)
-        for place, value in zip(self.places, (images, labels), strict=True):
+            self.record(training, images, labels)
+        for place, value in zip(self.inputs, (images, labels), strict=True):
             place.copy_(value)
         for group, rate in self.rates:
             rate.fill_(group["lr"])
         self.graph.replay()
-        self.training.ema.updates += 1
-        return tuple(result.clone() for result in self.results)
+        training.ema.updates += 1
+        return tuple(result.clone() for result in self.outputs)
 
-    def watch(self, images, labels):
+    def give_up(self, reason):
+        """From now on, updates are as usual."""
+        self.is_on, self.graph = False, None
+        print(f"note      no CUDA graph: {reason}")
+
+    def watch(self, training, images, labels):
         """An update as usual; it decides whether the next ones may be recorded."""
-        if not self.is_on:
-            return self.training.update(images, labels)
-        before = state_of_python(self.training.net)
-        results = self.training.update(images, labels)
-        self.seen += 1
-        if state_of_python(self.training.net) != before:
-            self.is_on = False
-            print("note      no CUDA graph: a step draws or keeps numbers in Python")
+        # Kept so long, or a new tensor could lie where one of these lay.
+        tensors = [holder[name].detach() for holder, name in places_of(training.net)]
+        before = drawn_on_cpu(), kept_in_python(training)
+        results = training.update(images, labels)
+        if (drawn_on_cpu(), kept_in_python(training)) != before:
+            self.give_up("a step draws, counts or replaces something in Python")
+        del tensors
+        self.warmed += 1
         return results
 
-    def record(self, images, labels):
+    def check(self, training):
+        """Give up where layers, or what they hold, are others than when it was recorded."""
+        if self.graph and kept_in_python(training) != self.kept:
+            self.give_up("layers have changed")
+
+    def record(self, training, images, labels):
         """Make the graph of an update, which does not take place yet."""
-        training, graph = self.training, torch.cuda.CUDAGraph()
-        self.places = images.clone(), labels.clone()
-        groups, updates = groups_of(training), training.ema.updates
+        graph = torch.cuda.CUDAGraph()
+        self.inputs = images.clone(), labels.clone()
+        self.settings, self.kept = settings_of(training), kept_in_python(training)
+        groups, updates = weight_groups(training), training.ema.updates
         before = [dict(group) for group in groups]
         self.rates = []
         for group in groups:  # on the device: a number of Python's would stay as it is
@@ -312,17 +327,22 @@ class Replay:
         try:
             # Only this thread: the loader's copies are no part of it.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.results = training.update(*self.places)
-            self.graph = graph
+                self.outputs = training.update(*self.inputs)
         except RuntimeError as error:
-            self.is_on = False
-            reason = str(error).splitlines()[0]
-            print(f"warning   no CUDA graph, as that fails here: {reason}")
+            # To end a broken recording fails as well; and what PyTorch then does is unknown.
+            cause = error.__context__ or error
+            if is_out_of_memory(cause) or not isinstance(cause, Exception):
+                raise cause
+            reason = str(cause).splitlines()[0]
+            raise UserError(
+                f"a step cannot be a CUDA graph ({reason}): give --cuda-graph off"
+            )
         finally:
             training.ema.updates = updates
             for group, values in zip(groups, before, strict=True):
                 group.clear()
                 group.update(values)
+        self.graph = graph
 
 
 def can_replay(training):
@@ -343,32 +363,35 @@ def can_replay(training):
     )
 
 
-def groups_of(training):
+def weight_groups(training):
     """The groups of weights of all optimizers of a `Training`."""
     return [group for one in training.optimizers for group in one.param_groups]
 
 
-def state_of_python(net):
-    """What replaying an update would leave as it is: draws on the CPU, numbers, tensors."""
-    name, keys, *place = np.random.get_state()
-    draws = [
-        random.getstate(),
-        torch.get_rng_state().tolist(),
-        name,
-        keys.tolist(),
-        *place,
-    ]
-    tensors = [id(tensors[name]) for tensors, name in places_of(net)]
+def settings_of(training):
+    """The options, and what the optimizers go by except for the rates and the weights."""
+    groups = []
+    for group in weight_groups(training):
+        groups.append({key: group[key] for key in group.keys() - {"lr", "params"}})
+    return dict(vars(training.args)), groups
+
+
+def kept_in_python(training):
+    """The numbers that a training and its layers hold, and where their tensors lie."""
     numbers = []
-    for module in net.modules():
+    for one in (training, *training.net.modules()):
+        kept = vars(one).items()
         numbers.append(
-            {
-                key: value
-                for key, value in vars(module).items()
-                if isinstance(value, (int, float))
-            }
+            {key: value for key, value in kept if isinstance(value, (int, float))}
         )
-    return draws, tensors, numbers
+    tensors = [holder[name] for holder, name in places_of(training.net)]
+    return numbers, [(tensor.data_ptr(), tensor.requires_grad) for tensor in tensors]
+
+
+def drawn_on_cpu():
+    """The states of the generators on the CPU, which change with each draw."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()
+    return pickle.dumps(states)
 
 
 def train_one_epoch(training, loader, epoch):

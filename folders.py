@@ -204,6 +204,11 @@ def is_folder(entry):
     return entry.is_dir()
 
 
+def is_file(entry):
+    """Whether an entry of `os.scandir` is a file, or a link to one."""
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
 def as_nfc(name):
     """A name in one of the ways to write it: macOS may write accents apart."""
     return unicodedata.normalize("NFC", name)
@@ -279,9 +284,9 @@ def check_no_parts(folder, folders):
         )
     inside = []
     for path in folders:
-        folders_inside = folders_in(path)
-        files = set(os.listdir(path)) - {one.name for one in folders_inside}
-        names = tuple(as_nfc(one.name) for one in folders_inside)
+        with os.scandir(path) as entries:
+            files = [entry.name for entry in entries if is_file(entry)]
+        names = tuple(as_nfc(one.name) for one in folders_in(path))
         again = [name for name in names if name in taken]
         if len(again) > 1:
             raise UserError(

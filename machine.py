@@ -32,11 +32,11 @@ from layers import Conv
 from utils import UserError
 
 # How many images a training has in all where compiling may be won back, by kind of device. On
-# CUDA it is a guess: a minute, won back at 10,000 images/s by a third more. On CPUs it takes
-# half a minute for each size of images, and the step in bfloat16 then 15 % less time to 9 %
-# more, by machine, network and recipe: it is timed. In float32 little is won there; on MPS
-# nobody has tried.
-COMPILE_FROM = {"cuda": 2_000_000, "cpu": 1_000_000}
+# CUDA it is a guess: a minute, won back by a third more than 10,000 images/s, or than 50,000
+# with CUDA graphs. On CPUs it takes half a minute for each size of images, and the step in
+# bfloat16 then 15 % less time to 9 % more, by machine, network and recipe: it is timed. In
+# float32 little is won there; on MPS nobody has tried.
+COMPILE_FROM = {"cuda": 2_000_000, "cuda graph": 12_000_000, "cpu": 1_000_000}
 PRECISIONS = {
     "off": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -181,7 +181,8 @@ def compile_where_it_pays(training, choice, image_count, batches, world):
     "auto" a CPU has to be faster with it, too. Returns whether it is compiled.
     """
     kind = training.device.type
-    is_worth_it = image_count >= COMPILE_FROM.get(kind, math.inf)
+    way = "cuda graph" if training.replay.is_on else kind
+    is_worth_it = image_count >= COMPILE_FROM.get(way, math.inf)
     if kind == "cpu":
         is_worth_it &= training.dtype == torch.bfloat16
     if choice == "off" or (choice == "auto" and not is_worth_it):

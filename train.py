@@ -206,8 +206,8 @@ def add_machine_options(add):
         help="auto: where the training is long enough to win it back: on CUDA, and on CPUs "
         "in bfloat16 that are faster with it")
     add("--cuda-graph", choices=["auto", "off"], default="auto",
-        help="auto: on CUDA the step of a table is recorded once, then replayed; give off "
-        "where your edit of a step decides something anew each time")
+        help="auto: on CUDA the step of a table, by SGD or Muon, is recorded once for each "
+        "size of images, then replayed; give off where an edit decides anew in each step")
     add("--sync-bn", action="store_true", help="batch norm over all CUDA processes")
     add("--deterministic", action="store_true", help="same bits every time on CUDA too")
 
@@ -665,6 +665,7 @@ def train_epochs(training, loader, images, history, run, files):
             longer = history.plus(row, time.perf_counter() - start)
             with utils.uninterrupted():
                 print_epoch(longer, args.epochs, len(loader) * args.batch_size)
+                run["made_with"]["cuda_graph"] = training.replay.is_on
                 if files.are_written:
                     files.save_epoch(run, longer, training)
                 history = longer
@@ -707,7 +708,7 @@ def print_header(args, title, rules, made_with, optimizers):
     compiled = "compiled" if made_with["compiled"] else "not compiled"
     on_device = made_with["augmentation"] == "on the device"
     augments = ", augments there" if on_device else ""
-    replays = ", one CUDA graph a step" if made_with["cuda_graph"] else ""
+    replays = ", a CUDA graph a step" if made_with["cuda_graph"] else ""
     epochs = f"{args.epochs} epochs"
     if small := small_epochs(args):
         epochs += f", the first {small} on {SMALL}x{SMALL} pixels"

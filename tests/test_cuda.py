@@ -94,7 +94,7 @@ def test_a_cuda_graph_trains_like_single_steps(tmp_path):
     found = []
     for choice, said in (("auto", True), ("off", False)):
         folder, options = tmp_path / choice, ["--amp", "off", "--cuda-graph", choice]
-        assert (", one CUDA graph a step" in train_on_gpu(folder, *options)) == said
+        assert (", a CUDA graph a step" in train_on_gpu(folder, *options)) == said
         with open(folder / "results" / "history.csv") as file:
             found.append(list(csv.DictReader(file)))
     for replayed, single in zip(*found, strict=True):

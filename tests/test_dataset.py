@@ -739,6 +739,18 @@ def test_folders_that_are_no_classes_are_told_apart(image_folder, fails, call):
         assert "; Train/ is not read" in output
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links take rights on Windows")
+def test_links_that_lead_nowhere_make_no_class(image_folder, fails):
+    other = image_folder / "other"
+    other.mkdir()
+    for part, name in (("train", "one"), ("test", "two")):
+        (image_folder / part).rename(other / name)
+        for link, target in (("gone", "nowhere"), ("circle", "circle")):
+            (other / name / link).symlink_to(target)
+    errors = fails(dataset.main, "--dataset", "folder", "--data-dir", other)
+    assert "all of one, two hold the folders" in errors
+
+
 @pytest.mark.parametrize(
     "names",
     [

@@ -23,7 +23,7 @@ import engine
 import machine
 import train
 from checkpoint import load_checkpoint
-from engine import Training
+from engine import Replay, Training
 from layers import Conv
 from machine import ALONE
 from model import ARCHS, Net, build
@@ -190,6 +190,7 @@ class Rehearsed:
         self.error, self.tried = error, []
         self.net = build("small", "dilated", "batch", None)
         self.teachers = [copy.deepcopy(self.net)]
+        self.replay = Replay(is_on=False)
 
     def warm_up(self, images, labels):
         self.tried.append((images, labels))
@@ -200,6 +201,8 @@ class Rehearsed:
 @pytest.mark.parametrize(
     ("device", "dtype", "images", "choice", "compiled"),
     [
+        ("graph", torch.bfloat16, 11_999_999, "auto", False),
+        ("graph", torch.bfloat16, 12_000_000, "auto", True),
         (CPU, torch.float32, 10**9, "auto", False),
         (CPU, torch.float32, 1, "on", True),
         (CPU, torch.float16, 10**9, "auto", False),
@@ -216,7 +219,8 @@ def test_compiled_where_it_is_won_back(
     monkeypatch, device, dtype, images, choice, compiled
 ):
     Clock(monkeypatch)  # by which all steps are as fast
-    own = Rehearsed(device, dtype)
+    own = Rehearsed(CUDA if device == "graph" else device, dtype)
+    own.replay.is_on = device == "graph"
     batch = IMAGES, LABELS
     done = machine.compile_where_it_pays(own, choice, images, [batch, batch], ALONE)
     assert done == compiled

@@ -19,6 +19,7 @@ from engine import Training
 from layers import with_mirror_images
 from model import ARCHS, build, try_out
 from train import parse_arguments
+from utils import UserError
 
 # The same from front to back: the MixUp of docs/customize.md leaves them as they are, and
 # with it the losses that are computed here by hand.
@@ -559,7 +560,7 @@ class Graph:
 
     @contextlib.contextmanager
     def record(self, own):
-        update, groups = own.update, engine.groups_of(own)
+        update, groups = own.update, engine.weight_groups(own)
 
         def recorded(*places):
             settings = [dict(group) for group in groups]
@@ -618,7 +619,9 @@ def test_replayed_updates_are_those_of_python(monkeypatch, optimizer):
             metrics += [one.item() for one in own.step(images, labels)]
         weights = [*own.net.state_dict().values(), *own.ema.net.state_dict().values()]
         found.append([metrics, weights, own.ema.updates])
-        assert all(isinstance(group["lr"], float) for group in engine.groups_of(own))
+        assert all(
+            isinstance(group["lr"], float) for group in engine.weight_groups(own)
+        )
     (metrics, weights, updates), (replayed, others, counted) = found
     assert len(made) == 2
     assert replayed == pytest.approx(metrics, rel=1e-3)
@@ -646,34 +649,107 @@ class Deciding(nn.Sequential):
             self.count += 1
         elif self.what == "buffer":
             self.mean = self.mean + x.detach().mean()
+        elif self.what == "twice":  # the second may lie where the first one lay
+            self.mean = self.mean + x.detach().mean()
+            self.mean = self.mean + x.detach().mean()
+        elif self.what == "data":
+            self[0].weight.data = torch.renorm(self[0].weight.data, 2, 0, 1)
         return super().forward(x)
 
 
-@pytest.mark.parametrize("what", ["random", "numpy", "torch", "count", "buffer", ""])
+DECIDED = [
+    "random",
+    "numpy",
+    "torch",
+    "count",
+    "buffer",
+    "twice",
+    "data",
+    "outside",
+    "",
+]
+
+
+@pytest.mark.parametrize("what", DECIDED)
 def test_what_python_decides_is_not_replayed(monkeypatch, capsys, what):
     monkeypatch.setitem(ARCHS, "deciding", lambda classes: Deciding(what))
     net = build("deciding", "dilated", None, None)
     own = start("--optimizer", "sgd", arch="deciding", net=net)
     made = replaying(own, monkeypatch)
+    own.count = 0
     for _ in range(5):
         own.step(IMAGES, LABELS)
-    assert len(made) == (what == "")
+        own.count += what == "outside"  # no part of an update, but it may read this
+        own.start_epoch()
+    assert len(made) == (what in ("", "outside"))
     assert capsys.readouterr().out.count("no CUDA graph") == (what != "")
 
 
-def test_a_graph_that_fails_is_said(monkeypatch, capsys):
+def change(own, what):
+    if what == "momentum":
+        own.optimizers[0].param_groups[0]["momentum"] = 0.5
+    elif what == "option":
+        own.args.label_smoothing = 0.5
+    elif what == "layer":
+        own.net.body.c1.conv.norm.momentum = 0.5
+    elif what == "frozen":
+        own.net.body.c1.conv.conv.weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("what", ["momentum", "option", "layer", "frozen", ""])
+def test_a_graph_is_left_when_something_has_changed(monkeypatch, capsys, what):
     own = start("--optimizer", "sgd")
     replaying(own, monkeypatch)
+    for epoch in range(2):
+        own.start_epoch()
+        for _ in range(5):
+            own.step(IMAGES, LABELS)
+        if epoch == 0:
+            assert own.replay.graph
+            change(own, what)
+    assert own.replay.is_on == (what == "")
+    assert capsys.readouterr().out.count("note      no CUDA graph") == (what != "")
 
-    def fail(graph, capture_error_mode):
-        raise RuntimeError("operation not permitted\nand more")
 
-    monkeypatch.setattr(torch.cuda, "graph", fail)
-    losses = [own.step(IMAGES, LABELS)[0].item() for _ in range(6)]
-    assert len(set(losses)) == 6
-    assert own.ema.updates == 6
-    line = "warning   no CUDA graph, as that fails here: operation not permitted\n"
-    assert capsys.readouterr().out == line
+def fail_to_record(monkeypatch, error):
+    """Let recording fail as PyTorch does: with another error at its end."""
+
+    @contextlib.contextmanager
+    def record(graph, capture_error_mode):
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error")
+
+    own = start("--optimizer", "sgd")
+    replaying(own, monkeypatch)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    for _ in range(3):
+        own.step(IMAGES, LABELS)
+
+    def broken(images, labels):
+        raise error
+
+    own.update = broken
+    own.step(IMAGES, LABELS)
+
+
+def test_a_step_that_cannot_be_recorded_is_said(monkeypatch):
+    with pytest.raises(UserError) as caught:
+        fail_to_record(monkeypatch, RuntimeError("operation not permitted\nand more"))
+    line = (
+        "a step cannot be a CUDA graph (operation not permitted): give --cuda-graph off"
+    )
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory")]
+)
+def test_other_errors_while_a_step_is_recorded_stay(monkeypatch, error):
+    with pytest.raises(type(error)) as caught:
+        fail_to_record(monkeypatch, error)
+    assert caught.value is error
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,7 @@ def main(argv=None):
     ours = OurLoop(data, device, "default", args.amp)
     plain = OurLoop(one_by_one(data), device, "default", args.amp)
     plain.training.optimizers[1] = PyTorchsMuon(plain.training.optimizers[1])
+    plain.training.replay.is_on = False  # a CUDA graph is not for PyTorch's
     del plain.training.schedules[1]  # that of the one before
     loops = published.epoch, reference.epoch, plain.epoch, ours.epoch, fastest.steps
     rates = [COUNT / time for time in seconds(*loops, rounds=5)]
