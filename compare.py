@@ -249,7 +249,7 @@ def main(argv=None):
     differ = differing([training.options for training in runs])
     print_table(runs, differ)
     if held_out := [one.name for one in runs if one.chosen_on == "val"]:
-        print(f"note      of {', '.join(held_out)} they are held-out images")
+        print(f"note      accuracies of held-out images: {', '.join(held_out)}")
     if differ == ["seed"]:
         print()
         by_seed = {one.options["seed"]: one for one in reversed(runs)}

@@ -246,6 +246,10 @@ class Training:
         self.net.load_state_dict(state["net"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            # In the layout of the weights, which may be another than on the device before.
+            for weight, kept in optimizer.state.items():
+                if (momentum := kept.get("momentum_buffer")) is not None:
+                    kept["momentum_buffer"] = torch.empty_like(weight).copy_(momentum)
         for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
             schedule.load_state_dict(saved)
         self.ema.net.load_state_dict(averaged_weights)
@@ -310,7 +314,7 @@ class Replay:
     def check(self, training):
         """Give up where layers, or what they hold, are others than when it was recorded."""
         if self.graph and kept_in_python(training) != self.kept:
-            self.give_up("layers have changed")
+            self.give_up("layers, or numbers of the training, have changed")
 
     def record(self, training, images, labels):
         """Make the graph of an update, which does not take place yet."""
@@ -333,7 +337,7 @@ class Replay:
             cause = error.__context__ or error
             if is_out_of_memory(cause) or not isinstance(cause, Exception):
                 raise cause
-            reason = str(cause).splitlines()[0]
+            reason = (str(cause) or type(cause).__name__).splitlines()[0]
             raise UserError(
                 f"a step cannot be a CUDA graph ({reason}): give --cuda-graph off"
             )
@@ -348,8 +352,8 @@ class Replay:
 def can_replay(training):
     """Whether the updates of a `Training` may be recorded as a CUDA graph.
 
-    Tables of layers and the like may, but not a class of one's own, whose Python may decide
-    anew each time. float16 has to read from the device whether to skip an update.
+    Tables and other nn.Sequential may; any other class may decide anew in each pass. float16
+    has to read from the device whether to skip an update.
     """
     args = training.args
     return (
@@ -377,7 +381,7 @@ def settings_of(training):
 
 
 def kept_in_python(training):
-    """The numbers that a training and its layers hold, and where their tensors lie."""
+    """Numbers of a training and its layers; where tensors lie, and whether they are trained."""
     numbers = []
     for one in (training, *training.net.modules()):
         kept = vars(one).items()
@@ -389,7 +393,7 @@ def kept_in_python(training):
 
 
 def drawn_on_cpu():
-    """The states of the generators on the CPU, which change with each draw."""
+    """The states of the global generators on the CPU, which change with each draw."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()
     return pickle.dumps(states)
 

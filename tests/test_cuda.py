@@ -95,6 +95,8 @@ def test_a_cuda_graph_trains_like_single_steps(tmp_path):
     for choice, said in (("auto", True), ("off", False)):
         folder, options = tmp_path / choice, ["--amp", "off", "--cuda-graph", choice]
         assert (", a CUDA graph a step" in train_on_gpu(folder, *options)) == said
+        run = json.loads((folder / "results" / "run.json").read_text())
+        assert run["made_with"]["cuda_graph"] == said  # still so after the last epoch
         with open(folder / "results" / "history.csv") as file:
             found.append(list(csv.DictReader(file)))
     for replayed, single in zip(*found, strict=True):
@@ -131,6 +133,8 @@ def test_resume_of_a_deterministic_training_is_exact(tmp_path):
 @pytest.mark.skipif(not shutil.which("gcc"), reason="there is no compiler here")
 def test_compiled_training_learns(tmp_path):
     assert ", compiled" in train_on_gpu(tmp_path, "--compile", "on")
+    run = json.loads((tmp_path / "results" / "run.json").read_text())
+    assert run["made_with"]["cuda_graph"]
     assert last_accuracy(tmp_path) > 0.9
 
 

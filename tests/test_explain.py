@@ -516,7 +516,7 @@ def test_held_out_images_and_missing_epochs_are_said(trained, call, tmp_path):
         lines = table.splitlines()[: 1 + seed]
         (folder / "history.csv").write_text("\n".join(lines))
     _, output, _ = call(compare.main, "results/seed-1", "results/seed-2")
-    assert "note      of seed-1, seed-2 they are held-out images\n" in output
+    assert "note      accuracies of held-out images: seed-1, seed-2\n" in output
     assert "last: mean" in output
     assert "note      seed-1: not all of the epochs are trained\n" in output
     assert "note" not in call(compare.main, "results/a")[1]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from nets import OwnNet
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 
@@ -17,6 +18,7 @@ import engine
 import optim
 from engine import Training
 from layers import with_mirror_images
+from machine import World, in_layout
 from model import ARCHS, build, try_out
 from train import parse_arguments
 from utils import UserError
@@ -616,8 +618,9 @@ def test_replayed_updates_are_those_of_python(monkeypatch, optimizer):
         own.start_epoch()
         metrics = []
         for images, labels in batches:
-            metrics += [one.item() for one in own.step(images, labels)]
+            metrics += own.step(images, labels)
         weights = [*own.net.state_dict().values(), *own.ema.net.state_dict().values()]
+        metrics = [one.item() for one in metrics]  # as an epoch reads them, at its end
         found.append([metrics, weights, own.ema.updates])
         assert all(
             isinstance(group["lr"], float) for group in engine.weight_groups(own)
@@ -635,7 +638,7 @@ class Deciding(nn.Sequential):
 
     def __init__(self, what):
         super().__init__(nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1))
-        self.what, self.count = what, 0
+        self.what, self.count, self.freed = what, 0, []
         self.register_buffer("mean", torch.zeros(1))
 
     def forward(self, x):
@@ -649,8 +652,10 @@ class Deciding(nn.Sequential):
             self.count += 1
         elif self.what == "buffer":
             self.mean = self.mean + x.detach().mean()
-        elif self.what == "twice":  # the second may lie where the first one lay
+        elif self.what == "twice":  # the second may lie where a freed one lay
+            first = StorageWeakRef(self.mean.untyped_storage())
             self.mean = self.mean + x.detach().mean()
+            self.freed.append(first.expired())
             self.mean = self.mean + x.detach().mean()
         elif self.what == "data":
             self[0].weight.data = torch.renorm(self[0].weight.data, 2, 0, 1)
@@ -677,11 +682,13 @@ def test_what_python_decides_is_not_replayed(monkeypatch, capsys, what):
     own = start("--optimizer", "sgd", arch="deciding", net=net)
     made = replaying(own, monkeypatch)
     own.count = 0
+    net.body.freed.clear()
     for _ in range(5):
         own.step(IMAGES, LABELS)
         own.count += what == "outside"  # no part of an update, but it may read this
         own.start_epoch()
     assert len(made) == (what in ("", "outside"))
+    assert not any(net.body.freed[:1])  # of the one step that was watched
     assert capsys.readouterr().out.count("no CUDA graph") == (what != "")
 
 
@@ -734,13 +741,34 @@ def fail_to_record(monkeypatch, error):
     own.step(IMAGES, LABELS)
 
 
-def test_a_step_that_cannot_be_recorded_is_said(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("operation not permitted\nand more"), "operation not permitted"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_step_that_cannot_be_recorded_is_said(monkeypatch, error, reason):
     with pytest.raises(UserError) as caught:
-        fail_to_record(monkeypatch, RuntimeError("operation not permitted\nand more"))
-    line = (
-        "a step cannot be a CUDA graph (operation not permitted): give --cuda-graph off"
-    )
+        fail_to_record(monkeypatch, error)
+    line = f"a step cannot be a CUDA graph ({reason}): give --cuda-graph off"
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
+def test_momentum_is_resumed_in_the_layout_of_the_weights(optimizer):
+    """A fused step on CUDA wants it so, whatever device wrote the last.pt."""
+    before = start("--optimizer", optimizer)
+    in_layout(before.net, torch.contiguous_format)
+    before.step(IMAGES, LABELS)
+    after = start("--optimizer", optimizer)
+    after.load_state_dict(before.state_dict(), before.ema.net.state_dict())
+    for mine, other in zip(after.optimizers, before.optimizers, strict=True):
+        pairs = zip(mine.state.items(), other.state.values(), strict=True)
+        for (weight, kept), expected in pairs:
+            momentum = kept["momentum_buffer"]
+            assert torch.equal(momentum, expected["momentum_buffer"])
+            assert momentum.stride() == weight.stride()
 
 
 @pytest.mark.parametrize(
@@ -773,3 +801,5 @@ def test_what_is_recorded_as_a_graph(options, dtype, expected):
     own.device = torch.device("cuda")
     own.scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
     assert engine.can_replay(own) == expected
+    own.world = World(0, 2)
+    assert not engine.can_replay(own)
