@@ -81,8 +81,7 @@ def options_of():
     shown = {}
 
     def options_of(script):
-        # These take those of train.py.
-        if script in ("tools/published.py", "tools/teacher.py"):
+        if script == "tools/published.py":  # which takes those of train.py
             script = "train.py"
         if script not in shown:
             name = Path(script).stem
