@@ -163,10 +163,11 @@ class Training:
         itself is its own affair.
         """
         self.net.train()
-        for module in self.net.modules() if self.args.freeze else ():
-            tensors = [*module.parameters(), *module.buffers()]
-            if tensors and not any(tensor.requires_grad for tensor in tensors):
-                module.eval()
+        if self.args.freeze:
+            for module in self.net.modules():
+                tensors = [*module.parameters(), *module.buffers()]
+                if tensors and not any(tensor.requires_grad for tensor in tensors):
+                    module.eval()
         self.replay.check(self)
 
     def step(self, images, labels):
