@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -688,6 +689,29 @@ def test_what_a_training_learns_from_is_not_overwritten(trained, fails, option, 
     data = ["--dataset", "digits", "-j", 0]
     errors = fails(train.main, *data, option, name)
     assert f"would overwrite {name}, which it learns from" in errors
+
+
+class Drawing(nn.Sequential):
+    """Draws in Python, which no CUDA graph would repeat."""
+
+    def forward(self, x):
+        return super().forward(x * random.random())
+
+
+def test_what_a_cuda_graph_turned_out_to_be_is_kept(call, monkeypatch):
+    """As on a GPU: it is on until the first step has been seen."""
+    layers = nn.Conv2d(3, 10, 3), nn.AdaptiveAvgPool2d(1)
+    monkeypatch.setitem(ARCHS, "drawing", lambda classes: Drawing(*layers))
+    monkeypatch.setattr(engine, "can_replay", lambda training: True)
+    options = [*QUICK, "--arch", "drawing", "--small", 0]
+    status, output, errors = call(train.main, *options)
+    assert status == 0, errors
+    assert ", a CUDA graph a step\n" in output
+    assert "note      no CUDA graph" in output
+    run = json.loads(Path("results/run.json").read_text())
+    assert run["made_with"]["cuda_graph"] is False
+    _, output, _ = call(train.main, "--resume", "last.pt")
+    assert "cuda_graph was" not in output
 
 
 class TwoHeads(nn.Module):
